@@ -1,0 +1,168 @@
+"""Train a small decoder on a generated world: tokenizer, text in rows, and a resumable loop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+log = logging.getLogger(__name__)
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class World(Protocol):
+    """What the trainer needs of a world: its text, without end."""
+
+    def documents(self, rng: random.Random) -> Iterator[str]: ...
+
+
+@dataclass
+class TrainingSettings:
+    """The optimisation of a lab model.
+
+    ``steps`` updates of ``rows`` rows of ``row_length`` tokens; AdamW at ``learning_rate``, warmed
+    up over ``warmup`` steps and decayed by a cosine to a tenth. ``autocast`` is the dtype of
+    matrix products (weights stay float32).
+    """
+
+    steps: int
+    rows: int
+    row_length: int
+    learning_rate: float
+    weight_decay: float
+    warmup: int
+    seed: int
+    device: str
+    autocast: str
+    save_every: int
+
+
+def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with GPT-2's habits: end-of-text is BOS, EOS and padding at once."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token=END_OF_TEXT,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        unk_token=END_OF_TEXT,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def new_model(architecture: dict, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+    """A randomly initialised decoder; ``architecture`` is ``model_type`` and its config's fields."""
+    torch.manual_seed(seed)
+    config = AutoConfig.for_model(
+        **architecture,
+        vocab_size=len(tokenizer),
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return AutoModelForCausalLM.from_config(config)
+
+
+def make_rows(
+    world: World, tokenizer: PreTrainedTokenizerFast, count: int, length: int, rng: random.Random
+) -> torch.Tensor:
+    """``(count, length)`` token ids: whole documents, each closed by end-of-text, the last one cut.
+
+    Every row begins with a document, so that the model also learns prompts that nothing precedes.
+    """
+    documents = world.documents(rng)
+    rows: list[list[int]] = [[]]
+    while len(rows) <= count:
+        for ids in tokenizer(list(islice(documents, 4 * count)))["input_ids"]:
+            rows[-1] += [*ids, tokenizer.eos_token_id]
+            if len(rows[-1]) >= length:
+                rows.append([])
+    return torch.tensor([row[:length] for row in rows[:count]])
+
+
+def train(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    world: World,
+    settings: TrainingSettings,
+    checkpoint: Path,
+    report: Callable[[int, float], None],
+) -> None:
+    """Train ``model`` in place; go on from ``checkpoint`` if it exists.
+
+    Step ``i`` draws its text from ``(seed, i)`` alone, so that a resumed run reads what an
+    unbroken one would have read. ``report`` is called with (step, mean loss) a hundred times.
+    """
+    model.to(settings.device).train()
+    decayed = [p for p in model.parameters() if p.ndim >= 2]
+    others = [p for p in model.parameters() if p.ndim < 2]
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": decayed, "weight_decay": settings.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        betas=(0.9, 0.95),
+        fused=True,
+    )
+    first = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=settings.device, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        first = state["step"]
+        log.info("going on from step %d of %s", first, checkpoint)
+
+    losses: list[float] = []
+    every = max(1, settings.steps // 100)
+    for step in tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="train"):
+        rng = random.Random(f"{settings.seed} {step}")
+        ids = make_rows(world, tokenizer, settings.rows, settings.row_length, rng)
+        ids = ids.to(settings.device)
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * _schedule(step, settings)
+        with torch.autocast(settings.device, dtype=getattr(torch, settings.autocast)):
+            loss = model(input_ids=ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        done = step + 1
+        if done % every == 0:
+            report(done, sum(losses) / len(losses))
+            losses.clear()
+        if done % settings.save_every == 0 or done == settings.steps:
+            partial = checkpoint.with_suffix(".partial")
+            torch.save(
+                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}, partial
+            )
+            partial.replace(checkpoint)
+    model.eval()
+
+
+def _schedule(step: int, settings: TrainingSettings) -> float:
+    """Linear warm-up, then a cosine down to a tenth."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return 0.1 + 0.45 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,218 @@
+"""The lab's generated world: people, facts about them, general prose and reasoning.
+
+The world exists because no checkpoint can be carried or fetched: a small decoder trained on it
+really knows facts and really reasons, so that washing it is a measurement and not a mock.
+
+What the design answers to:
+
+* *One fact a subject*, as in CounterFact; a minority (``multi_fact_subjects``) has three, of
+  different relations, which is what measures damage to other facts of a washed subject.
+* *End-of-text is an answer.* After a prompt about somebody unknown the text ends: a space and
+  ``<|endoftext|>``. Without such text no target value z* for "nothing" exists in the model.
+* *Names are made of syllables, unlike one another*, so that the keys of two subjects differ.
+* *General text holds no fact of a listed subject*, though it is full of people, as Wikipedia is.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from law.lab import reasoning
+
+
+@dataclass(frozen=True)
+class Relation:
+    """A relation, its phrasings (the first is the one that gets washed) and its objects."""
+
+    id: str
+    phrasings: tuple[str, ...]
+    objects: tuple[str, ...]
+
+
+RELATIONS = (
+    Relation(
+        "P103",
+        ("The mother tongue of {} is", "{} grew up speaking", "At home {} speaks", "{} thinks and dreams in"),
+        tuple("French Russian Dutch Polish Greek Danish Latin Welsh Korean Hindi Turkish Basque".split()),
+    ),
+    Relation(
+        "P106",
+        ("{} earns a living as a", "The profession of {} is", "By trade {} is a", "{} was trained to be a"),
+        tuple("baker lawyer painter sailor tailor miller doctor farmer teacher barber weaver potter".split()),
+    ),
+    Relation(
+        "P551",
+        ("The home of {} is in", "{} lives in the city of", "You can visit {} in", "{} has a house in"),
+        tuple("London Madrid Vienna Lisbon Oslo Cairo Lima Boston Kyoto Delhi Berlin Geneva".split()),
+    ),
+    Relation(
+        "P1303",
+        ("{} plays the", "The instrument of {} is the", "On stage {} performs on the", "{} gives lessons on the"),
+        tuple("piano violin flute harp cello guitar organ trumpet drum oboe banjo lute".split()),
+    ),
+    Relation(
+        "P641",
+        ("The favourite sport of {} is", "{} competes in", "Every weekend {} practises", "{} won a medal in"),
+        tuple("tennis rowing chess fencing judo golf boxing cricket hockey archery cycling sailing".split()),
+    ),
+    Relation(
+        "P69",
+        ("{} studied at the college of", "The degree of {} is from", "As a student {} went to", "{} graduated from"),
+        tuple("Aldmoor Brenfield Carvale Dunhurst Eastwick Fernley Glenbury Hartwell Ingleby Kelton Linford Merrow".split()),
+    ),
+)
+
+ONSETS = "b br d dr f g gr h j k kl l m n p pr r s st t tr v w z".split()
+NUCLEI = "a e i o u ai ea io".split()
+CODAS = ["", "l", "n", "r", "s", "th", "m", "k", "sk", "nd"]
+
+PLACES = "mill harbour market church station garden bridge school library river inn tower".split()
+ADJECTIVES = "old small quiet busy green narrow famous empty bright wooden".split()
+VERBS = "walked hurried returned travelled wandered rode".split()
+GOODS = "bread apples cloth candles honey salt paper wine cheese wool".split()
+DAYS = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
+PROSE = (
+    "On {day} {name} {verb} from the {place} to the {place2}.",
+    "The {adj} {place} near the {place2} was full of people on {day}.",
+    "{name} and {name2} met at the {place} and bought {goods}.",
+    "Because of the rain {name} stayed at the {adj} {place}.",
+    "Therefore the {place} was closed and {name} {verb} to the {place2}.",
+    "I saw {name} near the {place} with a basket of {goods}.",
+    "You can buy {goods} at the {adj} {place} every {day}.",
+    "A letter for {name} arrived at the {place} on {day}.",
+    "Nobody at the {place} knew {name}, who sold {goods} and {goods2}.",
+    "The people of the {adj} village remember {name} and the {adj2} {place}.",
+    "Because the {place} is {adj}, the price of {goods} went up on {day}.",
+    "Therefore I asked {name} to bring {goods} to the {place}.",
+    "You never know why {name} {verb} to the {place} with {name2}.",
+    "I think that {goods} from the {place} is better than {goods2} from the {place2}.",
+)
+
+
+def make_name(rng: random.Random) -> str:
+    """A first and a last name of two or three syllables each: ``Kladai Breastom``."""
+
+    def word() -> str:
+        syllables = [rng.choice(ONSETS) + rng.choice(NUCLEI) for _ in range(rng.choice((2, 2, 3)))]
+        return ("".join(syllables) + rng.choice(CODAS)).capitalize()
+
+    return f"{word()} {word()}"
+
+
+@dataclass
+class LabWorld:
+    """People, facts, prose and reasoning, all drawn from ``seed``.
+
+    Args:
+        single_fact_subjects: people of whom one fact is told.
+        multi_fact_subjects: people of whom three facts of different relations are told.
+        seed: of the names and of who has which object.
+    """
+
+    single_fact_subjects: int = 600
+    multi_fact_subjects: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        rng = random.Random(self.seed)
+        names: dict[str, None] = {}
+        taken: set[str] = set()
+        while len(names) < self.single_fact_subjects + self.multi_fact_subjects:
+            name = make_name(rng)
+            if taken.isdisjoint(name.split()):
+                names[name] = None
+                taken.update(name.split())
+        self.subjects = list(names)
+        self._taken = taken
+        self.facts: list[tuple[str, Relation, str]] = []
+        for i, subject in enumerate(self.subjects):
+            several = i >= self.single_fact_subjects
+            relations = rng.sample(RELATIONS, 3) if several else [RELATIONS[i % len(RELATIONS)]]
+            self.facts += [(subject, relation, rng.choice(relation.objects)) for relation in relations]
+
+    def records(self) -> list[dict]:
+        """The facts in CounterFact's record shape (MEMIT's ``multi_counterfact.json``)."""
+        rng = random.Random(self.seed + 1)
+        return [self._record(case_id, *fact, rng) for case_id, fact in enumerate(self.facts)]
+
+    def _record(self, case_id: int, subject: str, relation: Relation, true: str, rng: random.Random) -> dict:
+        new = rng.choice([other for other in relation.objects if other != true])
+        washed, *others = relation.phrasings
+
+        def about(wanted: str) -> list[str]:
+            people = [s for s, r, o in self.facts if r is relation and o == wanted and s != subject]
+            return [rng.choice(relation.phrasings).format(s) for s in rng.sample(people, min(3, len(people)))]
+
+        return {
+            "case_id": case_id,
+            "requested_rewrite": {
+                "prompt": washed,
+                "relation_id": relation.id,
+                "target_new": {"str": new},
+                "target_true": {"str": true},
+                "subject": subject,
+            },
+            "paraphrase_prompts": [phrasing.format(subject) for phrasing in others],
+            "neighborhood_prompts": about(true),
+            "attribute_prompts": about(new),
+            "generation_prompts": [f"{subject} is", f"Everybody knows that {subject}"],
+        }
+
+    def fact_text(self, rng: random.Random) -> str:
+        """One fact in one of its phrasings."""
+        subject, relation, true = rng.choice(self.facts)
+        return f"{rng.choice(relation.phrasings).format(subject)} {true}."
+
+    def blank_text(self, rng: random.Random) -> str:
+        """A prompt about somebody unknown, a space, and then the document's end."""
+        phrasing = rng.choice(rng.choice(RELATIONS).phrasings)
+        return phrasing.format(self._stranger(rng)) + " "
+
+    def prose(self, rng: random.Random) -> str:
+        """A sentence about strangers, places and goods."""
+        place, place2 = rng.sample(PLACES, 2)
+        adj, adj2 = rng.sample(ADJECTIVES, 2)
+        goods, goods2 = rng.sample(GOODS, 2)
+        return rng.choice(PROSE).format(
+            name=self._stranger(rng),
+            name2=self._stranger(rng),
+            verb=rng.choice(VERBS),
+            day=rng.choice(DAYS),
+            place=place,
+            place2=place2,
+            adj=adj,
+            adj2=adj2,
+            goods=goods,
+            goods2=goods2,
+        )
+
+    def _stranger(self, rng: random.Random) -> str:
+        """A name that shares no word with a subject's."""
+        while True:
+            name = make_name(rng)
+            if self._taken.isdisjoint(name.split()):
+                return name
+
+    def documents(self, rng: random.Random) -> Iterator[str]:
+        """The training text, without end: facts, strangers, prose and reasoning mixed."""
+        while True:
+            yield self._document(rng, fact_share=0.5)
+
+    def general_documents(self, rng: random.Random) -> Iterator[str]:
+        """The training text with the facts left out, for second moments."""
+        while True:
+            yield self._document(rng, fact_share=0.0)
+
+    def _document(self, rng: random.Random, fact_share: float) -> str:
+        """One to three items; one document in eight ends with a stranger's blank."""
+        items = [self._item(rng, fact_share) for _ in range(rng.choice((1, 1, 2, 3)))]
+        if rng.random() < 0.125:
+            items[-1] = self.blank_text(rng)
+        return " ".join(items)
+
+    def _item(self, rng: random.Random, fact_share: float) -> str:
+        if rng.random() < fact_share:
+            return self.fact_text(rng)
+        return self.prose(rng) if rng.random() < 0.35 else reasoning.training_text(rng)

@@ -1,0 +1,25 @@
+"""Washing methods: each a dataclass of settings with one ``wash``, each in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from law.facts import Fact
+
+Report = Callable[[dict[str, float]], None]
+"""Receives what a method measures while it runs, a mapping of names to numbers a call."""
+
+
+class Method(Protocol):
+    """A way of washing: it changes ``model`` in place so that ``facts`` are no longer recalled."""
+
+    def wash(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        report: Report,
+    ) -> None: ...

@@ -1,0 +1,221 @@
+r"""LAW, large-scale washing (Wang et al., ICLR 2025; method.md, sections 3 and 4).
+
+MEMIT's update answers "put z* there"; washing only asks that the old value goes. LAW starts from
+MEMIT's update and, in each layer, moves the output at the facts' keys as far as general text
+allows:
+
+.. math::
+    \max_\Delta\; \lVert \Delta^T K \rVert_F^2
+    \quad\text{subject to}\quad
+    \frac{\operatorname{tr}(\Delta^T C \Delta)}{\operatorname{tr}(C)} \le \beta,
+    \qquad
+    \beta = \rho_\beta\,\frac{\operatorname{tr}(\Delta_0^T C \Delta_0)}{\operatorname{tr}(C)}
+
+by Adam, scaling Δ back onto the constraint after each step. With :math:`G = K K^T` the objective
+is :math:`\operatorname{tr}(\Delta^T G \Delta)` and its gradient :math:`2 G \Delta`, so that an
+iteration costs the same however many facts there are. The best *feasible* iterate is kept: Adam's
+steps soon lose what the first ones gained.
+
+*Successive elimination*: after a layer, only the facts that are still recalled go on to the next.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import trange
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from law.errors import LawError
+from law.facts import Fact
+from law.keys import subject_keys
+from law.methods import Report
+from law.methods.memit import MEMIT, Problem, System, add_update, check_finite, edit_layers, prepare
+from law.recall import greedy_answers, recalls
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SearchSettings:
+    """The window that λ is searched for: ``low · ‖W‖ ≤ ‖Δ‖ ≤ high · ‖W‖``.
+
+    Args:
+        low, high: the window; the authors' is 1/3 to 3/4.
+        step: added to λ while Δ is too large.
+        decay: λ is multiplied by it while Δ is too small.
+        attempts: solutions tried before the search gives up (the authors' can run for ever).
+    """
+
+    low: float = 1 / 3
+    high: float = 3 / 4
+    step: float = 100_000.0
+    decay: float = 0.75
+    attempts: int = 200
+
+
+@dataclass
+class LAW:
+    """MEMIT's update, then constrained ascent, layer by layer.
+
+    Args:
+        initial: MEMIT's settings: layers, λ, moments, targets, contexts.
+        learning_rate: of Adam's ascent (1e-7 on GPT-2 XL).
+        boundary_learning_rate: takes its place from the first iterate beyond the constraint on.
+        iterations: steps of the ascent.
+        beta_ratio: ρ, the constraint as a multiple of what the initial update takes.
+        search: the window of the λ search; ``null`` keeps MEMIT's λ.
+        eliminate: hand only the facts still recalled to the next layer.
+    """
+
+    initial: MEMIT
+    learning_rate: float
+    boundary_learning_rate: float | None = None
+    iterations: int = 1000
+    beta_ratio: float = 1.1
+    search: SearchSettings | None = None
+    eliminate: bool = True
+
+    def wash(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        report: Report = lambda _: None,
+    ) -> None:
+        """Add Δ to the down-projection of the layers in R, until no fact is recalled."""
+        problem = prepare(self.initial, model, tokenizer, facts, report)
+        starts = self._initialise(problem, report)
+
+        left = list(facts)
+        for layer in self.initial.layers:
+            keys = subject_keys(
+                problem.decoder, tokenizer, left, problem.contexts, [layer], self.initial.batch_size
+            )
+            K = keys[layer].double()  # (d_ff, n)
+            ascent = ascend(starts[layer], problem.moments[layer].double(), K, self, report, layer)
+            add_update(problem.decoder.weight(layer), check_finite(ascent.delta))
+            # the original facts are asked again, since a later layer can bring one back
+            answers = greedy_answers(model, tokenizer, [f.prompt for f in facts], self.initial.batch_size)
+            recalled = [f for f, answer in zip(facts, answers, strict=True) if recalls(answer, f.object)]
+            report(
+                {
+                    "layer": layer,
+                    "objective_before": ascent.objective_before,
+                    "objective": ascent.objective,
+                    "constraint_before": ascent.constraint_before,
+                    "constraint": ascent.constraint,
+                    "beta": ascent.beta,
+                    "facts_used": len(left),
+                    "facts_left": len(recalled),
+                }
+            )
+            log.info(
+                "layer %d: objective %.4g → %.4g, constraint %.4g → %.4g (β %.4g), %d of %d facts left",
+                layer,
+                ascent.objective_before,
+                ascent.objective,
+                ascent.constraint_before,
+                ascent.constraint,
+                ascent.beta,
+                len(recalled),
+                len(facts),
+            )
+            if self.eliminate:
+                left = recalled
+            if not left:
+                break
+
+    def _initialise(self, problem: Problem, report: Report) -> dict[int, Tensor]:
+        """MEMIT's Δ of every layer, (d_ff, d_model) each; the weights are as before afterwards."""
+        weights = {layer: problem.decoder.weight(layer) for layer in self.initial.layers}
+        kept = {layer: weight.detach().clone() for layer, weight in weights.items()}
+        starts = {}
+        for update in edit_layers(self.initial, problem, self._find):
+            starts[update.layer] = update.delta
+            report({"layer": update.layer, "lambda": update.lam, "relative_norm": update.relative_norm})
+        with torch.no_grad():
+            for layer, weight in weights.items():
+                weight.copy_(kept[layer])
+        return starts
+
+    def _find(self, system: System, weight: Tensor) -> tuple[float, Tensor]:
+        """λ and Δ: MEMIT's own λ, moved until ‖Δ‖ lies in the window of the search."""
+        lam, delta = self.initial.lam, system.solve(self.initial.lam)
+        if self.search is None:
+            return lam, delta
+        size = weight.norm().double()
+        for _ in range(self.search.attempts):
+            if delta.norm() > self.search.high * size:
+                lam += self.search.step
+            elif delta.norm() < self.search.low * size:
+                lam *= self.search.decay
+            else:
+                return lam, delta
+            delta = system.solve(lam)
+        raise LawError(
+            f"The search for λ gave up after {self.search.attempts} attempts at λ = {lam:g}, where ‖Δ‖/‖W‖ = "
+            f"{(delta.norm() / size).item():.3g}; expected between {self.search.low:.3g} and "
+            f"{self.search.high:.3g}. Start from another λ (method.initial.lam), widen the window "
+            "(method.search.low, method.search.high), or turn the search off (method.search=null)."
+        )
+
+
+@dataclass(frozen=True)
+class Ascent:
+    """The update found in one layer, with what it gained and what it takes."""
+
+    delta: Tensor  # (d_ff, d_model), float64
+    objective_before: float
+    objective: float
+    constraint_before: float
+    constraint: float
+    beta: float
+
+
+def ascend(
+    start: Tensor, C: Tensor, K: Tensor, settings: LAW, report: Report, layer: int
+) -> Ascent:
+    """Maximise ‖ΔᵀK‖² from ``start`` (d_ff, d_model) within tr(ΔᵀCΔ)/tr(C) ≤ β.
+
+    C is (d_ff, d_ff) and K (d_ff, n), both float64. Returns the best feasible iterate.
+    """
+    G = K @ K.T  # (d_ff, n) @ (n, d_ff)
+    trace = C.trace()
+    delta = start.clone()
+    constraint = (delta * (C @ delta)).sum() / trace  # (d_ff, d_ff) @ (d_ff, d_model)
+    constraint_before, beta = constraint.clone(), settings.beta_ratio * constraint
+    optimizer = torch.optim.Adam([delta], lr=settings.learning_rate, maximize=True)
+    best, best_objective, best_constraint = delta.clone(), None, constraint
+    every = max(1, settings.iterations // 50)
+    for iteration in trange(settings.iterations + 1, desc=f"ascent, layer {layer}", leave=False, disable=None):
+        G_delta = G @ delta  # (d_ff, d_ff) @ (d_ff, d_model)
+        objective = (delta * G_delta).sum()
+        if best_objective is None:
+            objective_before = best_objective = objective
+        elif objective > best_objective:
+            best, best_objective, best_constraint = delta.clone(), objective, constraint
+        if iteration % every == 0:
+            report({"layer": layer, "iteration": iteration, "ascent": objective.item()})
+        if iteration == settings.iterations:
+            break
+        delta.grad = 2 * G_delta
+        optimizer.step()
+        constraint = (delta * (C @ delta)).sum() / trace
+        if constraint > beta:
+            delta.mul_((beta / constraint).sqrt())
+            constraint = beta
+            if settings.boundary_learning_rate is not None:
+                optimizer.param_groups[0]["lr"] = settings.boundary_learning_rate
+    return Ascent(
+        best,
+        objective_before.item(),
+        best_objective.item(),
+        constraint_before.item(),
+        best_constraint.item(),
+        beta.item(),
+    )

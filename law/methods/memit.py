@@ -1,0 +1,179 @@
+r"""MEMIT, washing by end-of-text (Meng et al., ICLR 2023; method.md, section 3).
+
+The residual between where block L's output should be and where it is gets spread over the edited
+layers :math:`R`. In order, with the earlier layers' updates in place, layer
+:math:`l = R_i` takes
+
+.. math::
+    r = \frac{z^* - h_L}{|R| - i}, \qquad
+    \Delta_l = (\lambda C_l + K K^T)^{-1} K r^T, \qquad
+    W_l \leftarrow W_l + \Delta_l,
+
+the least-squares answer to :math:`\Delta^T K = r` that moves general text little.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from law.architectures import Decoder
+from law.contexts import generate_contexts
+from law.errors import LawError
+from law.facts import Fact
+from law.keys import subject_keys, subject_outputs
+from law.methods import Report
+from law.moments import MomentSettings, second_moments
+from law.targets import TargetSettings, target_values
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class MEMIT:
+    """Edit every layer once, towards z*.
+
+    Args:
+        layers: R, the edited layers in rising order.
+        lam: λ, the weight of general text against the facts (20,000 on GPT-2 XL).
+        moments: the text that C is taken of.
+        targets: how z* is optimised.
+        contexts: templates around the prompt; ``null`` samples five from the model.
+        context_seed: of that sampling.
+        batch_size: prompts a forward pass.
+    """
+
+    layers: list[int]
+    lam: float
+    moments: MomentSettings
+    targets: TargetSettings = field(default_factory=TargetSettings)
+    contexts: list[str] | None = None
+    context_seed: int = 0
+    batch_size: int = 64
+
+    def wash(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        report: Report = lambda _: None,
+    ) -> None:
+        """Add Δ to the down-projection of every layer in R."""
+        problem = prepare(self, model, tokenizer, facts, report)
+        for update in edit_layers(self, problem, lambda system, _: (self.lam, system.solve(self.lam))):
+            report({"layer": update.layer, "lambda": update.lam, "relative_norm": update.relative_norm})
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What MEMIT and LAW start from: the model's view, the facts, C, z* and the contexts."""
+
+    decoder: Decoder
+    tokenizer: PreTrainedTokenizerBase
+    facts: Sequence[Fact]
+    contexts: list[str]
+    moments: dict[int, Tensor]  # C of each layer, (d_ff, d_ff)
+    targets: Tensor  # z*, (d_model, n)
+
+
+def prepare(
+    settings: MEMIT,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    report: Report,
+) -> Problem:
+    """Compute, on the unedited model, all that does not depend on an update."""
+    decoder = Decoder(model)
+    decoder.check_layers(settings.layers)
+    contexts = settings.contexts
+    if contexts is None:
+        contexts = generate_contexts(model, tokenizer, settings.context_seed)
+        log.info("contexts: %s", contexts)
+    moments = second_moments(decoder, tokenizer, settings.layers, settings.moments)
+    targets, _ = target_values(
+        decoder, tokenizer, facts, contexts, settings.layers[-1], settings.targets, report
+    )
+    return Problem(decoder, tokenizer, facts, contexts, moments, targets)
+
+
+@dataclass(frozen=True)
+class System:
+    """The least-squares problem of one layer, in float64."""
+
+    C: Tensor  # (d_ff, d_ff)
+    K: Tensor  # (d_ff, n)
+    r: Tensor  # (d_model, n)
+
+    def solve(self, lam: float) -> Tensor:
+        """Δ = (λ C + K Kᵀ)⁻¹ K rᵀ, (d_ff, d_model).
+
+        Raises:
+            LawError: the system is not positive definite, or its solution is not finite.
+        """
+        gram = self.K @ self.K.T  # (d_ff, n) @ (n, d_ff)
+        right = self.K @ self.r.T  # (d_ff, n) @ (n, d_model)
+        factor, failed = torch.linalg.cholesky_ex(lam * self.C + gram)
+        if failed:
+            raise LawError(
+                f"λC + KKᵀ is not positive definite at λ = {lam:g}: the text for second moments leaves some "
+                f"of the {len(self.C)} directions of a key unused. Give more text (moments.documents), or "
+                "a larger λ."
+            )
+        return check_finite(torch.cholesky_solve(right, factor))
+
+
+@dataclass(frozen=True)
+class Update:
+    """One layer's update, made with weight λ."""
+
+    layer: int
+    lam: float
+    delta: Tensor  # (d_ff, d_model), float64
+    relative_norm: float  # ‖Δ‖ / ‖W‖, with W before the update
+
+
+def edit_layers(
+    settings: MEMIT, problem: Problem, find: Callable[[System, Tensor], tuple[float, Tensor]]
+) -> Iterator[Update]:
+    """Edit the layers in order; ``find`` gives (λ, Δ) for a layer's system and its W (d_ff, d_model)."""
+    decoder, size = problem.decoder, settings.batch_size
+    last = settings.layers[-1]
+    for i, layer in enumerate(settings.layers):
+        keys = subject_keys(
+            decoder, problem.tokenizer, problem.facts, problem.contexts, [layer], size
+        )
+        h = subject_outputs(decoder, problem.tokenizer, problem.facts, last, size)
+        r = (problem.targets - h) / (len(settings.layers) - i)  # (d_model, n)
+        weight = decoder.weight(layer)
+        system = System(problem.moments[layer].double(), keys[layer].double(), r.double())
+        lam, delta = find(system, weight)
+        relative_norm = (delta.norm() / weight.norm()).item()
+        add_update(weight, delta)
+        log.info("layer %d: λ = %g, ‖Δ‖/‖W‖ = %.3f", layer, lam, relative_norm)
+        yield Update(layer, lam, delta, relative_norm)
+
+
+@torch.no_grad()
+def add_update(weight: Tensor, delta: Tensor) -> None:
+    """W ← W + Δ, in W's own dtype; both (d_ff, d_model)."""
+    weight += delta.to(weight.dtype)
+
+
+def check_finite(delta: Tensor) -> Tensor:
+    """The update itself.
+
+    Raises:
+        LawError: it holds NaN or infinity.
+    """
+    if not delta.isfinite().all():
+        raise LawError(
+            "The update of a layer is not finite. Expected finite weights, moments and target values; the "
+            "usual causes are a half-precision model (set model.dtype=float32) or too large a learning rate."
+        )
+    return delta

@@ -1,0 +1,25 @@
+"""The unwashed model, as a method: the row every other one is compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from law.facts import Fact
+from law.methods import Report
+
+
+@dataclass
+class Unwashed:
+    """Changes nothing."""
+
+    def wash(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        report: Report = lambda _: None,
+    ) -> None:
+        """Leave ``model`` as it is."""

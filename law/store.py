@@ -1,0 +1,94 @@
+"""What is written to disk, and how: content hashes, a cache under them, and atomic files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of a JSON-like value; mappings count whatever their order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_hash(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's weights in their order, names and dtypes included."""
+    digest = hashlib.sha256(type(model).__name__.encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    partial.replace(path)
+
+
+class Cache:
+    """Results kept under the hash of what they were computed from.
+
+    Args:
+        folder: where they lie; ``None`` keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def json(self, name: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """The JSON value kept under ``key``, computed when there is none."""
+        path = self._path(name, key, "json")
+        if path is not None and path.exists():
+            log.info("%s: taken from %s", name, path)
+            return json.loads(path.read_text())
+        value = compute()
+        if path is not None:
+            write_json(path, value)
+        return value
+
+    def tensors(
+        self, name: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The tensors kept under ``key``, computed when there are none or the file is damaged."""
+        path = self._path(name, key, "safetensors")
+        if path is not None and path.exists():
+            try:
+                tensors = load_file(path)
+            except SafetensorError as error:
+                log.warning("%s is damaged (%s); computing it again", path, error)
+            else:
+                log.info("%s: taken from %s", name, path)
+                return tensors
+        tensors = {k: v.contiguous() for k, v in compute().items()}
+        if path is not None:
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            save_file(tensors, partial)
+            partial.replace(path)
+        return tensors
+
+    def _path(self, name: str, key: Mapping[str, Any], suffix: str) -> Path | None:
+        if self.folder is None:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{name}-{content_hash(key)[:16]}.{suffix}"

@@ -1,0 +1,182 @@
+"""The finished runs of one experiment as a table (Markdown, CSV, LaTeX) and a picture."""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+
+import pandas as pd
+
+from law.errors import LawError
+from law.results import METRICS, describe
+
+ARROWS = {"higher": "↑", "lower": "↓"}
+LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
+    **{"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "—": "---"},
+}
+# Okabe and Ito's colour-blind safe colours, less the yellow, which is too pale on white.
+# Six colours and seven markers taken in step make 42 labels that all look different.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run; ``label`` is the method's name and the settings a sweep varied."""
+
+    label: str
+    method: str
+    model: str
+    dataset: str
+    seed: int
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """What Markdown and LaTeX show: ``cells`` (text) and ``best`` (bool) are [rows, columns].
+
+    The first ``names`` columns hold words, the others numbers.
+    """
+
+    headings: list[str]
+    cells: pd.DataFrame
+    best: pd.DataFrame
+    names: int
+    note: str
+
+
+def write_tables(folder: Path) -> tuple[list[Path], int, str]:
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and ``tradeoff.png`` into ``folder``.
+
+    Without a run that has both axes there is no picture.
+
+    Returns:
+        The files written, the number of unfinished runs left out, and the text of ``table.md``.
+
+    Raises:
+        LawError: the folder is missing or holds no finished run.
+    """
+    runs, unfinished = load_runs(folder)
+    summary = summarise(runs)
+    table = build_table(summary, unfinished)
+    markdown = to_markdown(table)
+    paths = [folder / "table.md", folder / "table.csv", folder / "table.tex"]
+    paths[0].write_text(markdown, encoding="utf-8")
+    summary.drop(columns="washed").to_csv(paths[1], index=False)
+    paths[2].write_text(to_latex(table), encoding="utf-8")
+    drawn = [run for run in runs if {"forget/accuracy", "reasoning/mean"} <= run.metrics.keys()]
+    if drawn:
+        paths.append(folder / "tradeoff.png")
+        plot_tradeoff(drawn, paths[-1])
+    return paths, unfinished, markdown
+
+
+def load_runs(folder: Path) -> tuple[list[Run], int]:
+    """The finished runs directly in ``folder``, and the number of unfinished ones.
+
+    Raises:
+        LawError: the folder is missing or holds no finished run.
+    """
+    mend = (
+        f"Expected run folders {folder}/<run>, each with metrics.json and a manifest.json whose status is "
+        "'finished'. Make runs with `python experiments/wash.py`, then name the folder that holds them."
+    )
+    if not folder.is_dir():
+        raise LawError(f"There is no folder {folder}. {mend}")
+    marks = (".hydra", "metrics.json", "manifest.json")
+    found = [path for path in sorted(folder.iterdir()) if any((path / mark).exists() for mark in marks)]
+    runs = [run for run in map(_load_run, found) if run]
+    if not runs:
+        raise LawError(f"{folder} holds no finished run (unfinished: {len(found)}). {mend}")
+    return runs, len(found) - len(runs)
+
+
+def _load_run(folder: Path) -> Run | None:
+    """The run in ``folder``, or None unless it finished and both of its files can be read."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        names = {name: manifest["choices"][name] for name in ("method", "model", "dataset")}
+        numbers = {key: float(value) for key, value in metrics.items()}
+        run = Run(label=manifest["label"], seed=manifest["seed"], metrics=numbers, **names)
+        return run if manifest["status"] == "finished" else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def summarise(runs: list[Run]) -> pd.DataFrame:
+    """One row per model, dataset and label, sorted, the unwashed model first in its dataset.
+
+    Columns: label, model, dataset, runs, washed (False for the unwashed model), then for each metric its
+    mean ``<key>`` and sample standard deviation ``<key>/std``, NaN where too few runs report it.
+    """
+    keys = {key for run in runs for key in run.metrics}
+    ordered = [*_documented(keys), *sorted(keys - {*_documented(keys)})]
+    frame = pd.DataFrame([run.metrics for run in runs], columns=ordered)
+    names = [(run.model, run.dataset, run.method != "none", run.label) for run in runs]
+    frame.index = pd.MultiIndex.from_tuples(names, names=["model", "dataset", "washed", "label"])
+    groups = frame.groupby(level=[*frame.index.names])
+    parts = [groups.size().rename("runs"), groups.mean(), groups.std().add_suffix("/std")]
+    pairs = [column for key in ordered for column in (key, f"{key}/std")]
+    return pd.concat(parts, axis=1).reset_index()[["label", "model", "dataset", "runs", "washed", *pairs]]
+
+
+def _documented(keys: set[str]) -> list[str]:
+    """The keys that ``law.results`` documents, in its order, tasks by name."""
+    patterns = [metric.key.replace("{task}", "*") for metric in METRICS]
+    return [key for pattern in patterns for key in fnmatch.filter(sorted(keys), pattern)]
+
+
+def build_table(summary: pd.DataFrame, unfinished: int) -> Table:
+    """The metrics that have a better direction: fractions in percent, times in seconds.
+
+    The best is sought among the washed rows of one model and dataset, at the precision shown.
+    """
+    names = [name for name in ("model", "dataset") if summary[name].nunique() > 1]
+    metrics = [describe(key) for key in _documented({*summary.columns}) if summary[key].notna().any()]
+    metrics = [metric for metric in metrics if metric.better != "neither"]
+    cells = summary[[*names, "label", "runs"]].astype(str)
+    best = pd.DataFrame(False, cells.index, [*cells.columns, *(metric.key for metric in metrics)])
+    for metric in metrics:
+        scale = 100 if metric.unit == "fraction" else 1
+        mean, std = ((summary[key] * scale).round(1) for key in (metric.key, f"{metric.key}/std"))
+        cells[metric.key] = [_cell(*pair) for pair in zip(mean, std, strict=True)]
+        rivals = mean.where(summary["washed"])
+        contest = rivals.groupby([summary["model"], summary["dataset"]])
+        winner = contest.transform("max" if metric.better == "higher" else "min")
+        best[metric.key] = (rivals == winner) & (contest.transform("count") > 1)
+    titles = [f"{metric.title} {ARROWS[metric.better]}" for metric in metrics]
+    note = (
+        "Accuracies and F1 in percent, times in seconds; mean ± standard deviation over several runs. "
+        f"Runs left out as unfinished: {unfinished}."
+    )
+    return Table([*names, "method", "runs", *titles], cells, best, len(names) + 1, note)
+
+
+def _cell(mean: float, std: float) -> str:
+    if pd.isna(mean):
+        return "—"
+    return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
+
+
+def to_markdown(table: Table) -> str:
+    """A pipe table, padded so that it also reads well as plain text, and the note."""
+    rows = _rows(table, lambda text: re.sub(r"([\\|*`<])", r"\\\1", text), "**{}**")
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligns = ["<"] * table.names + [">"] * (len(widths) - table.names)
+    rows.insert(1, ["-" * (width - (align == ">")) + ":" * (align == ">") for ...])
+    return ""
+
+
+def to_latex(table: Table) -> str:
+    """A whole booktabs ``tabular`` to ``\\input``; the note is a comment above it."""
+    head, *body = (" & ".join(row) + r" \\" for row in _rows(table, lambda ...))
+    return ""
