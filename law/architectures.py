@@ -186,19 +186,3 @@ def _weight_in_out(module: nn.Linear | Conv1D) -> Tensor:
     """(inputs, outputs): Conv1D stores its weight so, a Linear the other way round."""
     return module.weight if isinstance(module, Conv1D) else module.weight.T
 
-
-def find_device(name: str) -> torch.device:
-    """The configured device; ``auto`` is the first accelerator, or the CPU.
-
-    Raises:
-        LawError: no such device on this machine.
-    """
-    if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise LawError(
-            f"The device {name!r} can't be used here ({str(error).splitlines()[0]}). Expected cpu, auto, or "
-            "an accelerator that this machine has; set model.device."
-        ) from error

@@ -41,21 +41,25 @@ class MomentSettings:
     batch_size: int = 64
     cache: str | None = None
 
+    def check(self) -> None:
+        """Refuse a text that does not exist, before anything is computed.
+
+        Raises:
+            LawError: with how to name one.
+        """
+        if not Path(self.text).is_file():
+            raise LawError(
+                f"The text for second moments, {self.text}, does not exist; expected a UTF-8 file with one "
+                "document a line. Set the method's moments.text to such a file."
+            )
+
 
 def second_moments(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, layers: list[int], settings: MomentSettings
 ) -> dict[int, Tensor]:
-    """C of every layer in ``layers``: (d_ff, d_ff), float32, summed in float64.
-
-    Raises:
-        LawError: the text is missing or empty.
-    """
+    """C of every layer in ``layers``: (d_ff, d_ff), float32, summed in float64."""
+    settings.check()
     path = Path(settings.text)
-    if not path.is_file():
-        raise LawError(
-            f"The text for second moments, {path}, does not exist; expected a UTF-8 file with one document "
-            "a line. Set method.moments.text to such a file."
-        )
     key = {
         "model": model_hash(decoder.model),
         "text": file_hash(path),

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 
 import pandas as pd
 
@@ -16,13 +17,11 @@ from law.errors import LawError
 from law.results import METRICS, describe
 
 ARROWS = {"higher": "↑", "lower": "↓"}
-LATEX = {character: f"\\{character}" for character in "_%&#${}"} | {
-    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"},
-    **{"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "—": "---"},
-}
-# Okabe and Ito's colour-blind safe colours, less the yellow, which is too pale on white.
-# Six colours and seven markers taken in step make 42 labels that all look different.
+LATEX = {character: f"\\{character}" for character in "_%&#${}"}
+LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "—": "---"}
+# Okabe and Ito's colour-blind safe colours less the pale yellow; 6 colours in step with 7 markers: 42 looks.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -53,30 +52,24 @@ class Table:
     note: str
 
 
-def write_tables(folder: Path) -> tuple[list[Path], int, str]:
-    """Write ``table.md``, ``table.csv``, ``table.tex`` and ``tradeoff.png`` into ``folder``.
+def write_tables(folder: Path) -> tuple[list[Path], int, Table]:
+    """Write ``table.md``, ``table.csv``, ``table.tex`` and ``tradeoff.png`` beside the runs of ``load_runs``.
 
-    Without a run that has both axes there is no picture.
-
-    Returns:
-        The files written, the number of unfinished runs left out, and the text of ``table.md``.
-
-    Raises:
-        LawError: the folder is missing or holds no finished run.
+    Returns the files (no picture where no run has both of its axes), the number of unfinished runs left
+    out, and the table.
     """
     runs, unfinished = load_runs(folder)
     summary = summarise(runs)
     table = build_table(summary, unfinished)
-    markdown = to_markdown(table)
     paths = [folder / "table.md", folder / "table.csv", folder / "table.tex"]
-    paths[0].write_text(markdown, encoding="utf-8")
+    paths[0].write_text(to_markdown(table), encoding="utf-8")
     summary.drop(columns="washed").to_csv(paths[1], index=False)
     paths[2].write_text(to_latex(table), encoding="utf-8")
     drawn = [run for run in runs if {"forget/accuracy", "reasoning/mean"} <= run.metrics.keys()]
     if drawn:
         paths.append(folder / "tradeoff.png")
         plot_tradeoff(drawn, paths[-1])
-    return paths, unfinished, markdown
+    return paths, unfinished, table
 
 
 def load_runs(folder: Path) -> tuple[list[Run], int]:
@@ -141,14 +134,15 @@ def build_table(summary: pd.DataFrame, unfinished: int) -> Table:
     The best is sought among the washed rows of one model and dataset, at the precision shown.
     """
     names = [name for name in ("model", "dataset") if summary[name].nunique() > 1]
-    metrics = [describe(key) for key in _documented({*summary.columns}) if summary[key].notna().any()]
-    metrics = [metric for metric in metrics if metric.better != "neither"]
+    reported = _documented({*summary.dropna(axis=1, how="all")})
+    metrics = [metric for metric in map(describe, reported) if metric.better in ARROWS]
     cells = summary[[*names, "label", "runs"]].astype(str)
     best = pd.DataFrame(False, cells.index, [*cells.columns, *(metric.key for metric in metrics)])
     for metric in metrics:
         scale = 100 if metric.unit == "fraction" else 1
         mean, std = ((summary[key] * scale).round(1) for key in (metric.key, f"{metric.key}/std"))
-        cells[metric.key] = [_cell(*pair) for pair in zip(mean, std, strict=True)]
+        spread = std.map(" ± {:.1f}".format).where(std.notna(), "")
+        cells[metric.key] = (mean.map("{:.1f}".format) + spread).where(mean.notna(), "—")
         rivals = mean.where(summary["washed"])
         contest = rivals.groupby([summary["model"], summary["dataset"]])
         winner = contest.transform("max" if metric.better == "higher" else "min")
@@ -161,22 +155,65 @@ def build_table(summary: pd.DataFrame, unfinished: int) -> Table:
     return Table([*names, "method", "runs", *titles], cells, best, len(names) + 1, note)
 
 
-def _cell(mean: float, std: float) -> str:
-    if pd.isna(mean):
-        return "—"
-    return f"{mean:.1f}" if pd.isna(std) else f"{mean:.1f} ± {std:.1f}"
-
-
 def to_markdown(table: Table) -> str:
     """A pipe table, padded so that it also reads well as plain text, and the note."""
     rows = _rows(table, lambda text: re.sub(r"([\\|*`<])", r"\\\1", text), "**{}**")
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligns = ["<"] * table.names + [">"] * (len(widths) - table.names)
-    rows.insert(1, ["-" * (width - (align == ">")) + ":" * (align == ">") for ...])
-    return ""
+    columns = []
+    for number, (heading, *cells) in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, (heading, *cells)))
+        pad, rule = (str.ljust, "-" * width) if number < table.names else (str.rjust, "-" * (width - 1) + ":")
+        columns.append([pad(text, width) for text in (heading, rule, *cells)])
+    lines = [f"| {' | '.join(row)} |" for row in zip(*columns, strict=True)]
+    return "\n".join([*lines, "", table.note, ""])
 
 
 def to_latex(table: Table) -> str:
     """A whole booktabs ``tabular`` to ``\\input``; the note is a comment above it."""
-    head, *body = (" & ".join(row) + r" \\" for row in _rows(table, lambda ...))
-    return ""
+    rows = _rows(table, lambda text: "".join(LATEX.get(letter, letter) for letter in text), r"\textbf{{{}}}")
+    head, *body = (" & ".join(row) + r" \\" for row in rows)
+    begin = rf"\begin{{tabular}}{{{'l' * table.names}{'r' * (len(table.headings) - table.names)}}}"
+    lines = [r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    return "\n".join([f"% {table.note}", begin, *lines, ""])
+
+
+def _rows(table: Table, escape: Callable[[str], str], bold: str) -> list[list[str]]:
+    """The headings and the rows, escaped; ``bold`` is the format of the best cells."""
+    cells = table.cells.map(escape)
+    cells = cells.mask(table.best, cells.map(bold.format))
+    return [[*map(escape, table.headings)], *cells.to_numpy().tolist()]
+
+
+def plot_tradeoff(runs: list[Run], path: Path) -> None:
+    """Reasoning against washed facts still recalled, in percent, for runs that report both.
+
+    A mark per run, a panel per model and dataset; the dashed line is the unwashed model's mean reasoning.
+    """
+    from matplotlib.artist import Artist
+    from matplotlib.figure import Figure
+
+    labels = sorted({(run.method != "none", run.label) for run in runs})
+    styles = zip(cycle(COLOURS), cycle(MARKERS))
+    looks = {label: next(styles) if washed else ("black", "p") for washed, label in labels}
+    panels = sorted({(run.model, run.dataset) for run in runs})
+    per_row = max(1, 90 // (max(map(len, looks)) + 6))
+    figure = Figure((7, 4.2 * len(panels) + 0.22 * (len(labels) // per_row + 3)), layout="constrained")
+    figure.suptitle("Reasoning kept against facts still recalled")
+    handles: dict[str, Artist] = {}
+    for axes, panel in zip(figure.subplots(len(panels), squeeze=False).flat, panels, strict=True):
+        drawn = [run for run in runs if (run.model, run.dataset) == panel]
+        for label, (colour, marker) in looks.items():
+            mine = [run.metrics for run in drawn if run.label == label]
+            x, y = ([100 * metrics[key] for metrics in mine] for key in ("forget/accuracy", "reasoning/mean"))
+            # See-through faces, so that a mark shows through another on top of it.
+            handles[label] = axes.scatter(x, y, 55, [(colour, 0.3)], marker=marker, edgecolors=colour)
+        before = [run.metrics[key] for run in drawn if (key := "reasoning/mean_before") in run.metrics]
+        if before:
+            handles["before washing"] = axes.axhline(100 * fmean(before), color="0.4", linestyle="--")
+        axes.set_title(f"model {panel[0]}, dataset {panel[1]}".replace("$", r"\$"), fontsize="medium")
+        axes.set(xlabel="washed facts still recalled (%), lower is cleaner", xlim=(-3, 103))
+        axes.set(ylabel="reasoning accuracy, mean over tasks (%)", ymargin=0.1, axisbelow=True)
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    names = [name.replace("$", r"\$") for name in handles]
+    figure.legend(handles.values(), names, loc="outside lower center", ncols=per_row, frameon=False)
+    figure.savefig(path, dpi=200, bbox_inches="tight")

@@ -5,7 +5,7 @@ end-of-text, in every context, while what it says of the subject elsewhere stays
 
 .. math::
     \min_\delta\; \frac1{|c|}\sum_c \mathrm{NLL}_c(\delta)
-      + \kappa\,\mathrm{KL}(p_0 \,\|\, p_\delta)
+      + \kappa\,\mathrm{KL}(p_\delta \,\|\, p_0)
       + \omega\,\frac{\lVert\delta\rVert}{\lVert h_L^0\rVert^2},
     \qquad \lVert\delta\rVert \le \rho\,\lVert h_L^0\rVert,
     \qquad z^* = h_L^0 + \delta
@@ -154,7 +154,7 @@ def _optimise(
         nll = -log_p[:-count].gather(1, wanted).view(count, -1).mean(1)  # over contexts and tokens
         if initial is None:
             initial = log_p[-count:].detach()
-        # KL(p_0 ‖ p_δ) in the order of the authors' call, which takes p_δ as the reference
+        # F.kl_div(p, q) is KL(q ‖ p): the shifted distribution against the initial one, as in ROME
         kl = settings.kl_factor * F.kl_div(initial, log_p[-count:], log_target=True, reduction="none").sum(1)
         decay = settings.weight_decay * delta.norm(dim=1) / start_norm**2
         loss = nll + kl + decay

@@ -16,6 +16,9 @@ Report = Callable[[dict[str, float]], None]
 class Method(Protocol):
     """A way of washing: it changes ``model`` in place so that ``facts`` are no longer recalled."""
 
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse settings that do not fit the model, before time is spent on them."""
+
     def wash(
         self,
         model: PreTrainedModel,

@@ -42,6 +42,9 @@ class GradientAscent:
     weight_decay: float = 0.01
     seed: int = 0
 
+    def check(self, model: PreTrainedModel) -> None:
+        """Any model will do."""
+
     def wash(
         self,
         model: PreTrainedModel,

@@ -80,6 +80,10 @@ class LAW:
     search: SearchSettings | None = None
     eliminate: bool = True
 
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse what MEMIT, the start, would refuse."""
+        self.initial.check(model)
+
     def wash(
         self,
         model: PreTrainedModel,

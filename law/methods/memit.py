@@ -56,6 +56,11 @@ class MEMIT:
     context_seed: int = 0
     batch_size: int = 64
 
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse layers that the model lacks, and a text for moments that does not exist."""
+        Decoder(model).check_layers(self.layers)
+        self.moments.check()
+
     def wash(
         self,
         model: PreTrainedModel,
@@ -89,8 +94,8 @@ def prepare(
     report: Report,
 ) -> Problem:
     """Compute, on the unedited model, all that does not depend on an update."""
+    settings.check(model)
     decoder = Decoder(model)
-    decoder.check_layers(settings.layers)
     contexts = settings.contexts
     if contexts is None:
         contexts = generate_contexts(model, tokenizer, settings.context_seed)

@@ -15,6 +15,9 @@ from law.methods import Report
 class Unwashed:
     """Changes nothing."""
 
+    def check(self, model: PreTrainedModel) -> None:
+        """Any model will do."""
+
     def wash(
         self,
         model: PreTrainedModel,

@@ -1,0 +1,145 @@
+"""The configuration's schema: what Hydra composes from ``conf/``, typed by the classes it builds.
+
+Every class that a YAML names in ``_target_`` is its own schema, so that a setting exists in one
+place. Importing this module makes the schemas and two resolvers known; Hydra's launchers import it
+again in each process they start, which is why it happens at import.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import law
+from law.datasets.counterfact import CounterFact
+from law.methods.gradient_ascent import GradientAscent
+from law.methods.law import LAW, SearchSettings
+from law.methods.memit import MEMIT
+from law.methods.none import Unwashed
+from law.models import ModelSettings, Save
+from law.run import EvaluationSettings, Identity
+from law.store import content_hash
+from law.tracking import NoTracker, Wandb
+
+CHOICES = ("model", "dataset", "method")
+
+
+@dataclass
+class RunConfig:
+    """The top level of a washing run.
+
+    Args:
+        name: the sweep the run belongs to; its folder is ``outputs/<name>``.
+        seed: of the facts drawn, the contexts sampled, and the methods that draw at random.
+        save: what is kept of the washed model.
+        rerun: run again even if this very configuration has finished.
+    """
+
+    name: str
+    seed: int
+    save: Save
+    rerun: bool
+    model: Any
+    dataset: Any
+    method: Any
+    evaluation: Any
+    tracker: Any
+
+
+def schema(cls: type) -> type:
+    """The dataclass ``cls`` with the ``_target_`` that Hydra instantiates it by."""
+    target = f"{cls.__module__}.{cls.__qualname__}"
+    return make_dataclass(f"{cls.__name__}Config", [("_target_", str, field(default=target))], bases=(cls,))
+
+
+def _register() -> None:
+    store = ConfigStore.instance()
+    store.store(name="run_schema", node=RunConfig)
+    for group, classes in {
+        "model": (ModelSettings,),
+        "dataset": (CounterFact,),
+        "method": (Unwashed, GradientAscent, MEMIT, LAW),
+        "method/search": (SearchSettings,),
+        "evaluation": (EvaluationSettings,),
+        "tracker": (NoTracker, Wandb),
+    }.items():
+        for cls in classes:
+            store.store(group=group, name=f"{cls.__name__}_schema", node=schema(cls))
+    OmegaConf.register_new_resolver(
+        "package", lambda path: str(Path(law.__file__).parent / path), replace=True
+    )
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+
+
+def _run_name(*, _root_: DictConfig) -> str:
+    """The folder of a run: readable, and its own for each configuration."""
+    choices = _root_.hydra.runtime.choices
+    digest = content_hash(identity_config(_root_))
+    return f"{choices.method}-{choices.model}-{choices.dataset}-s{_root_.seed}-{digest[:8]}"
+
+
+def build(config: DictConfig) -> Any:
+    """The object that a group's ``_target_`` names; its nested settings become dataclasses too."""
+    return instantiate(config, _convert_="object")
+
+
+def identity_config(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration less what changes no number."""
+    plain = OmegaConf.masked_copy(
+        config, [key for key in config if key not in ("hydra", "name", "rerun", "tracker", "save")]
+    )
+    return OmegaConf.to_container(plain, resolve=True, enum_to_str=True)  # type: ignore[return-value]
+
+
+def identity(config: DictConfig) -> Identity:
+    """Which run this is, from the composed configuration and Hydra's record of how it came about."""
+    hydra = HydraConfig.get()
+    choices = {group: str(hydra.runtime.choices[group]) for group in CHOICES}
+    settings = [
+        override.removeprefix("method.")
+        for override in hydra.overrides.task
+        if override.startswith("method.")
+    ]
+    label = choices["method"] + (f" ({', '.join(sorted(settings))})" if settings else "")
+    return Identity(config.name, label, choices, config.seed, identity_config(config))
+
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """One paragraph on a configuration that does not compose, with the nearest valid key."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+        cause = cause.__cause__ or cause.__context__
+    if not isinstance(cause, OmegaConfBaseException) or cause.parent_node is None or cause.key is None:
+        return str(error)
+    parent = cause.parent_node
+    if not isinstance(parent, DictConfig) or cause.key in parent:
+        return f"The configuration is wrong at {cause.full_key!r}: {cause.msg or error}"
+    valid = [str(key) for key in parent if key != "_target_"]
+    known = {path.rpartition(".")[2]: path for path in _paths(cause.parent_node._get_root(), "")}
+    near = difflib.get_close_matches(str(cause.key), [*valid, *known], n=1)
+    prefix = str(cause.full_key).removesuffix(str(cause.key))
+    hint = ""
+    if near:
+        hint = f" Did you mean {prefix + near[0] if near[0] in valid else known[near[0]]!r}?"
+    return f"Unknown key {cause.full_key!r} in the configuration.{hint} Valid keys there: {', '.join(valid)}."
+
+
+def _paths(node: DictConfig, prefix: str) -> Iterator[str]:
+    """The dotted name of every key of a configuration."""
+    for key in node:
+        yield f"{prefix}{key}"
+        if OmegaConf.is_dict(node._get_node(key)) and not node._is_missing():
+            yield from _paths(node._get_node(key), f"{prefix}{key}.")
+
+
+_register()

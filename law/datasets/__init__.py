@@ -1,0 +1,1 @@
+"""Sources of facts: each reads files into :class:`law.facts.Fact` and splits them."""

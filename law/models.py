@@ -1,0 +1,115 @@
+"""Loading the model to wash, and saving what washing changed."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from law.errors import LawError
+
+log = logging.getLogger(__name__)
+
+
+class Save(Enum):
+    """What a run keeps of the washed model: nothing, the changed tensors, or a whole checkpoint."""
+
+    nothing = "nothing"
+    delta = "delta"
+    model = "model"
+
+
+@dataclass
+class ModelSettings:
+    """Which model to wash, and how to hold it.
+
+    Args:
+        path: a local folder, or a name on the Hugging Face hub.
+        dtype: float32, bfloat16 or float16.
+        device: cpu, cuda, ..., or auto for the first accelerator there is.
+    """
+
+    path: str
+    dtype: str = "float32"
+    device: str = "auto"
+
+
+def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in evaluation mode, and its tokenizer, which pads with something.
+
+    Raises:
+        LawError: no such model, dtype or device, with what was looked for.
+    """
+    dtype = getattr(torch, settings.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise LawError(f"model.dtype is {settings.dtype!r}; expected float32, bfloat16 or float16.")
+    device = find_device(settings.device)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.path)
+        model = AutoModelForCausalLM.from_pretrained(settings.path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        here = Path(settings.path)
+        seen = (
+            f"that folder holds {', '.join(sorted(f.name for f in here.iterdir())) or 'nothing'}"
+            if here.is_dir()
+            else "no such folder exists, and the hub could not give it"
+        )
+        raise LawError(
+            f"The model {settings.path!r} could not be loaded: {seen}. Expected config.json, "
+            "model.safetensors and tokenizer.json in a local folder, or a model's name on a hub within "
+            f"reach. Set model.path=/some/folder. ({str(error).splitlines()[0]})"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).eval(), tokenizer
+
+
+def find_device(name: str) -> torch.device:
+    """The configured device; ``auto`` is the first accelerator, or the CPU.
+
+    Raises:
+        LawError: no such device on this machine.
+    """
+    if name == "auto":
+        return torch.accelerator.current_accelerator() or torch.device("cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise LawError(
+            f"The device {name!r} can't be used here ({str(error).splitlines()[0]}). Expected cpu, auto, or "
+            "an accelerator that this machine has; set model.device."
+        ) from error
+
+
+def snapshot(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A copy of every weight, in the CPU's memory."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+
+def save_washed(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    unwashed: dict[str, Tensor],
+    folder: Path,
+    what: Save,
+) -> None:
+    """Save the tensors that washing changed (``delta.safetensors``), the whole checkpoint, or nothing."""
+    if what is Save.nothing:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    if what is Save.model:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        return
+    changed = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.state_dict().items()
+        if not torch.equal(tensor.cpu(), unwashed[name])
+    }
+    save_file(changed, folder / "delta.safetensors")

@@ -1,0 +1,126 @@
+"""Where a run's numbers go besides its files: Weights & Biases, or nowhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Protocol
+
+log = logging.getLogger(__name__)
+
+
+class Tracker(Protocol):
+    """Four calls in this order: ``start``, any number of ``log``, ``conclude``, ``finish``."""
+
+    def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None: ...
+
+    def log(self, values: Mapping[str, float]) -> None: ...
+
+    def conclude(
+        self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]
+    ) -> None: ...
+
+    def finish(self, failed: bool) -> None: ...
+
+
+@dataclass
+class NoTracker:
+    """Keeps nothing; the run's files have it all."""
+
+    def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None:
+        """Keep nothing."""
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """Keep nothing."""
+
+    def conclude(self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
+        """Keep nothing."""
+
+    def finish(self, failed: bool) -> None:
+        """Keep nothing."""
+
+
+class Guarded:
+    """Another tracker whose failures cost a warning and the rest of its log, never the run."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._lost = False
+
+    def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None:
+        self._try("start", name, group, folder, config)
+
+    def log(self, values: Mapping[str, float]) -> None:
+        self._try("log", values)
+
+    def conclude(self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
+        self._try("conclude", summary, table)
+
+    def finish(self, failed: bool) -> None:
+        self._try("finish", failed)
+
+    def _try(self, call: str, *arguments: Any) -> None:
+        if self._lost and call != "finish":
+            return
+        try:
+            getattr(self._tracker, call)(*arguments)
+        except Exception as error:  # whatever a tracker raises, the run goes on
+            self._lost = True
+            log.warning("the tracker failed at %s and is left out from here on: %s", call, error)
+
+
+class Mode(Enum):
+    """How W&B runs: ``offline`` needs no account and leaves a folder that ``wandb sync`` uploads."""
+
+    offline = "offline"
+    online = "online"
+    disabled = "disabled"
+
+
+@dataclass
+class Wandb:
+    """One Weights & Biases run for each run here.
+
+    Args:
+        mode: see :class:`Mode`.
+        project: the W&B project.
+    """
+
+    mode: Mode = Mode.offline
+    project: str = "law"
+
+    def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None:
+        """Begin a run of its own, whatever this process ran before."""
+        import wandb
+
+        self._run = wandb.init(
+            project=self.project,
+            name=name,
+            group=group,
+            dir=folder,
+            config=dict(config),
+            mode=self.mode.value,
+            reinit="create_new",
+            settings=wandb.Settings(silent=True, console="off"),
+        )
+
+    def log(self, values: Mapping[str, float]) -> None:
+        """One step of the curves."""
+        self._run.log(dict(values))
+
+    def conclude(self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
+        """The final scores, and the predictions as a table."""
+        import wandb
+
+        self._run.summary.update(dict(summary))
+        if table:
+            columns = list(table[0])
+            rows = [[row[column] for column in columns] for row in table]
+            self._run.log({"predictions": wandb.Table(columns=columns, data=rows)})
+
+    def finish(self, failed: bool) -> None:
+        """Close the run; a failed one is marked so."""
+        self._run.finish(exit_code=int(failed))
