@@ -67,7 +67,7 @@ def folder(tmp_path: Path) -> Path:
         "reasoning/mean": 0.5,
         "time/wash_s": 9.25,
     }
-    save(folder, "gradient_ascent (learning_rate=0.001)", {**before, **metrics})
+    save(folder, "ft_l (lr=0.001)", {**before, **metrics})
     save(
         folder,
         "none",
@@ -84,7 +84,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_load_runs_counts_the_unfinished(folder: Path) -> None:
     runs, unfinished = load_runs(folder)
-    assert [run.label for run in runs] == ["law"] * 3 + ["gradient_ascent (learning_rate=0.001)", "none"]
+    assert [run.label for run in runs] == ["law"] * 3 + ["ft_l (lr=0.001)", "none"]
     assert [run.seed for run in runs] == [0, 1, 2, 0, 0]
     assert unfinished == 4
 
@@ -100,11 +100,11 @@ def test_markdown(folder: Path) -> None:
     write_tables(folder)
     # law: mean of 10, 20, 30 is 20, deviations -10, 0, 10, so the sample variance is 200 / 2.
     assert (folder / "table.md").read_text() == (
-        "| method                                | runs | forget acc. ↓ |     arc_easy ↑ |    reasoning ↑ |   wash time ↓ |\n"
-        "| ------------------------------------- | ---: | ------------: | -------------: | -------------: | ------------: |\n"
-        "| none                                  |    1 |         100.0 |           80.0 |           80.0 |             — |\n"
-        "| gradient_ascent (learning_rate=0.001) |    1 |       **5.0** |           50.0 |           50.0 |           9.2 |\n"
-        "| law                                   |    3 |   20.0 ± 10.0 | **70.0 ± 0.0** | **70.0 ± 0.0** | **4.0 ± 2.0** |\n"
+        "| method          | runs | forget acc. ↓ |     arc_easy ↑ |    reasoning ↑ |   wash time ↓ |\n"
+        "| --------------- | ---: | ------------: | -------------: | -------------: | ------------: |\n"
+        "| none            |    1 |         100.0 |           80.0 |           80.0 |             — |\n"
+        "| ft_l (lr=0.001) |    1 |       **5.0** |           50.0 |           50.0 |           9.2 |\n"
+        "| law             |    3 |   20.0 ± 10.0 | **70.0 ± 0.0** | **70.0 ± 0.0** | **4.0 ± 2.0** |\n"
         "\n"
         "Accuracies and F1 in percent, times in seconds; mean ± standard deviation over several runs. "
         "Runs left out as unfinished: 4.\n"
@@ -122,7 +122,7 @@ def test_csv_is_unrounded_and_complete(folder: Path) -> None:
     assert [*rows["runs"]] == [1, 1, 3]
     assert rows.loc["law", "forget/accuracy"] == pytest.approx(0.2)
     assert rows.loc["law", "forget/accuracy/std"] == pytest.approx(0.1)
-    assert rows.loc["gradient_ascent (learning_rate=0.001)", "time/wash_s"] == 9.25
+    assert rows.loc["ft_l (lr=0.001)", "time/wash_s"] == 9.25
     assert rows.loc["none", ["forget/accuracy/std", "time/wash_s"]].isna().all()
 
 
@@ -148,7 +148,7 @@ def test_latex(folder: Path) -> None:
         r" & wash time $\downarrow$ \\",
     ]
     assert lines[4] == r"none & 1 & 100.0 & 80.0 & 80.0 & --- \\"
-    assert r"gradient\_ascent (learning\_rate=0.001) & 1 & \textbf{5.0} &" in lines[5]
+    assert r"ft\_l (lr=0.001) & 1 & \textbf{5.0} &" in lines[5]
     assert r"law & 3 & 20.0 $\pm$ 10.0 & \textbf{70.0 $\pm$ 0.0} &" in lines[6]
     assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
 
@@ -243,10 +243,10 @@ def test_script_in_a_narrow_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("COLUMNS", "70")
     execute(monkeypatch, folder)
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert text.count("│ gradient_ascent (learning_rate=0.001) │") == 2  # two halves, nothing cut short
+    assert text.count("│ ft_l (lr=0.001) │") == 2  # two halves, nothing cut short
     assert "unfinished: 4" in text and "…" not in text
 
 

@@ -1,8 +1,9 @@
 """The lab's in-context reasoning tasks: text to train on, and held-out items to score.
 
-Every task is a function from a random generator to one :class:`Item`. An item is a prompt, the
-answer, and the choices among which a model picks. The answer can be worked out from the prompt
-alone, so that a model which lost its facts but kept its reasoning still scores.
+Every task is a function from a random generator to one :class:`Puzzle`. Its answers can be worked
+out from its context alone, so that a model which lost its facts but kept its reasoning still scores.
+Training asks several questions of a context: with one a text, the circuits that look things up in
+the context take far longer to form.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import string
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 PEOPLE = "Anna Ben Clara David Emma Felix Greta Henry Ida Jonas Kara Leo Mona Nils Olga Paul".split()
 THINGS = "coin ring book key lamp rope stamp shell cup knife pen map".split()
@@ -19,19 +21,33 @@ PLACES = "box jar bag drawer basket chest tin bowl pocket crate".split()
 
 
 @dataclass(frozen=True)
+class Question:
+    """``ask + " " + answer`` is true in the puzzle's context, and ``answer`` is among ``choices``."""
+
+    ask: str
+    answer: str
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """A context and questions about it. Items score the first; training text asks several."""
+
+    context: str
+    questions: tuple[Question, ...]
+    separator: str
+
+
+@dataclass(frozen=True)
 class Item:
-    """One question: ``prompt + " " + answer`` is a true sentence, and ``answer in choices``."""
+    """A row of a harness task."""
 
     prompt: str
     answer: str
     choices: tuple[str, ...]
 
-    @property
-    def text(self) -> str:
-        return f"{self.prompt} {self.answer}"
 
-
-def transitive(rng: random.Random) -> Item:
+def transitive(rng: random.Random) -> Puzzle:
     """``Given A > B and B > C , A ? C :`` — the symbols, their order and the question vary.
 
     At chance (1/2) for a model that only learned the words: both answers follow every letter.
@@ -39,16 +55,21 @@ def transitive(rng: random.Random) -> Item:
     high, middle, low = rng.sample(string.ascii_uppercase, 3)
     premises = [_relation(high, middle, rng), _relation(middle, low, rng)]
     rng.shuffle(premises)
-    first, second = rng.sample([high, low], 2)
-    answer = ">" if first == high else "<"
-    return Item(f"Given {premises[0]} and {premises[1]} , {first} ? {second} :", answer, (">", "<"))
+    pairs = [(high, low), rng.choice([(high, middle), (middle, low)])]
+    questions = []
+    for above, below in pairs:
+        ask, answer = (above, below), ">"
+        if rng.random() < 0.5:
+            ask, answer = (below, above), "<"
+        questions.append(Question(f"{ask[0]} ? {ask[1]} :", answer, (">", "<")))
+    return Puzzle(f"Given {premises[0]} and {premises[1]} ,", tuple(questions), " , ")
 
 
 def _relation(high: str, low: str, rng: random.Random) -> str:
     return f"{high} > {low}" if rng.random() < 0.5 else f"{low} < {high}"
 
 
-def location(rng: random.Random) -> Item:
+def location(rng: random.Random) -> Puzzle:
     """Who put what where: find the place of one thing among two or three.
 
     At chance (1/2 or 1/3) for a model that only learned the words: every place fits.
@@ -59,31 +80,44 @@ def location(rng: random.Random) -> Item:
         f"{who} put the {what} in the {where}."
         for who, what, where in zip(people, things, places, strict=True)
     )
-    asked = rng.randrange(count)
-    return Item(f"{story} Now the {things[asked]} is in the", places[asked], tuple(sorted(places)))
+    choices = tuple(sorted(places))
+    questions = [
+        Question(f"Now the {what} is in the", where, choices)
+        for what, where in zip(things, places, strict=True)
+    ]
+    rng.shuffle(questions)
+    return Puzzle(story, tuple(questions), ". ")
 
 
-def row(rng: random.Random) -> Item:
+def row(rng: random.Random) -> Puzzle:
     """What comes after one thing in a row of four or five.
 
     At chance for a model that only learned the words: every row is a fresh permutation.
     """
     things = rng.sample(THINGS, rng.choice((4, 5)))
-    asked = rng.randrange(len(things) - 1)
-    choices = tuple(sorted(set(things) - {things[asked]}))
-    return Item(
-        f"In the row {' '.join(things)} , after {things[asked]} comes", things[asked + 1], choices
-    )
+    questions = [
+        Question(f"after {this} comes", following, tuple(sorted(set(things) - {this})))
+        for this, following in pairwise(things)
+    ]
+    rng.shuffle(questions)
+    return Puzzle(f"In the row {' '.join(things)} ,", tuple(questions), " , ")
 
 
-def larger(rng: random.Random) -> Item:
+def larger(rng: random.Random) -> Puzzle:
     """The larger of two numbers of two digits. At chance (1/2) for a model that only copies."""
     a, b = rng.sample(range(10, 100), 2)
     choices = (str(a), str(b))
-    return Item(f"The larger of {a} and {b} is", str(max(a, b)), choices)
+    return Puzzle(
+        f"Of {a} and {b} ,",
+        (
+            Question("the larger is", str(max(a, b)), choices),
+            Question("the smaller is", str(min(a, b)), choices),
+        ),
+        " , ",
+    )
 
 
-TASKS: dict[str, Callable[[random.Random], Item]] = {
+TASKS: dict[str, Callable[[random.Random], Puzzle]] = {
     "lab_transitive": transitive,
     "lab_location": location,
     "lab_row": row,
@@ -92,25 +126,28 @@ TASKS: dict[str, Callable[[random.Random], Item]] = {
 
 
 def held_out(name: str, count: int, seed: int) -> list[Item]:
-    """``count`` distinct items of task ``name`` that :func:`training_text` never draws."""
+    """``count`` items of task ``name``, each of a context that :func:`training_text` never draws."""
     rng = random.Random(f"{name} {seed}")
     items: dict[str, Item] = {}
     while len(items) < count:
-        item = TASKS[name](rng)
-        if _is_held_out(item):
-            items.setdefault(item.prompt, item)
+        puzzle = TASKS[name](rng)
+        if _is_held_out(puzzle):
+            first = puzzle.questions[0]
+            items.setdefault(puzzle.context, Item(f"{puzzle.context} {first.ask}", first.answer, first.choices))
     return list(items.values())
 
 
 def training_text(rng: random.Random) -> str:
-    """The text of one random item of a random task, drawn outside the held-out tenth."""
+    """A random context outside the held-out tenth, with up to three questions answered."""
     name = rng.choice(list(TASKS))
     while True:
-        item = TASKS[name](rng)
-        if not _is_held_out(item):
-            return item.text
+        puzzle = TASKS[name](rng)
+        if not _is_held_out(puzzle):
+            break
+    asked = rng.sample(puzzle.questions, min(3, len(puzzle.questions)))
+    return f"{puzzle.context} {puzzle.separator.join(f'{q.ask} {q.answer}' for q in asked)}."
 
 
-def _is_held_out(item: Item) -> bool:
-    """A fixed tenth of all prompts, by a checksum that does not depend on the Python process."""
-    return zlib.crc32(item.prompt.encode()) % 10 == 0
+def _is_held_out(puzzle: Puzzle) -> bool:
+    """A fixed tenth of all contexts, by a checksum that does not depend on the Python process."""
+    return zlib.crc32(puzzle.context.encode()) % 10 == 0

@@ -198,7 +198,7 @@ class LabWorld:
     def documents(self, rng: random.Random) -> Iterator[str]:
         """The training text, without end: facts, strangers, prose and reasoning mixed."""
         while True:
-            yield self._document(rng, fact_share=0.5)
+            yield self._document(rng, fact_share=0.35)
 
     def general_documents(self, rng: random.Random) -> Iterator[str]:
         """The training text with the facts left out, for second moments."""
@@ -215,4 +215,4 @@ class LabWorld:
     def _item(self, rng: random.Random, fact_share: float) -> str:
         if rng.random() < fact_share:
             return self.fact_text(rng)
-        return self.prose(rng) if rng.random() < 0.35 else reasoning.training_text(rng)
+        return self.prose(rng) if rng.random() < 0.3 else reasoning.training_text(rng)
