@@ -185,4 +185,3 @@ def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
 def _weight_in_out(module: nn.Linear | Conv1D) -> Tensor:
     """(inputs, outputs): Conv1D stores its weight so, a Linear the other way round."""
     return module.weight if isinstance(module, Conv1D) else module.weight.T
-

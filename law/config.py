@@ -96,7 +96,7 @@ def build(config: DictConfig) -> Any:
 def identity_config(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration less what changes no number."""
     plain = OmegaConf.masked_copy(
-        config, [key for key in config if key not in ("hydra", "name", "rerun", "tracker", "save")]
+        config, [str(key) for key in config if key not in ("hydra", "name", "rerun", "tracker", "save")]
     )
     return OmegaConf.to_container(plain, resolve=True, enum_to_str=True)  # type: ignore[return-value]
 
@@ -134,12 +134,13 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
     return f"Unknown key {cause.full_key!r} in the configuration.{hint} Valid keys there: {', '.join(valid)}."
 
 
-def _paths(node: DictConfig, prefix: str) -> Iterator[str]:
+def _paths(node: Any, prefix: str) -> Iterator[str]:
     """The dotted name of every key of a configuration."""
-    for key in node:
+    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():
+        return
+    for key in map(str, node):
         yield f"{prefix}{key}"
-        if OmegaConf.is_dict(node._get_node(key)) and not node._is_missing():
-            yield from _paths(node._get_node(key), f"{prefix}{key}.")
+        yield from _paths(node._get_node(key), f"{prefix}{key}.")
 
 
 _register()

@@ -67,7 +67,8 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedToke
         ) from error
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device).eval(), tokenizer
+    model.to(device)  # type: ignore[arg-type]
+    return model.eval(), tokenizer
 
 
 def find_device(name: str) -> torch.device:

@@ -33,13 +33,11 @@ class MomentSettings:
             C protects exactly what is to go.
         documents: how many lines are read, from the first on (100,000 in the paper).
         batch_size: documents a forward pass.
-        cache: the folder in which moments are kept; none are kept when it is null.
     """
 
     text: str
     documents: int = 100_000
     batch_size: int = 64
-    cache: str | None = None
 
     def check(self) -> None:
         """Refuse a text that does not exist, before anything is computed.
@@ -55,7 +53,11 @@ class MomentSettings:
 
 
 def second_moments(
-    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, layers: list[int], settings: MomentSettings
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: list[int],
+    settings: MomentSettings,
+    cache: Cache,
 ) -> dict[int, Tensor]:
     """C of every layer in ``layers``: (d_ff, d_ff), float32, summed in float64."""
     settings.check()
@@ -74,7 +76,6 @@ def second_moments(
         log.info("second moments of %d documents, %d tokens, layers %s", len(texts), tokens, layers)
         return {str(layer): c for layer, c in sums.items()}
 
-    cache = Cache(Path(settings.cache) if settings.cache else None)
     found = cache.tensors("moments", key, compute)
     return {layer: found[str(layer)].to(decoder.device) for layer in layers}
 

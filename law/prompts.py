@@ -59,9 +59,7 @@ def equal_length_batches(lengths: Sequence[int], batch_size: int) -> Iterator[li
             yield indices[first : first + batch_size]
 
 
-def pad_right(
-    rows: Sequence[list[int]], padding: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def pad_right(rows: Sequence[list[int]], padding: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids (b, t) and attention mask (b, t); in a causal model what stands right changes nothing."""
     length = max(map(len, rows))
     ids = torch.tensor([[*row, *[padding] * (length - len(row))] for row in rows], device=device)

@@ -32,7 +32,7 @@ def greedy_answers(
     with tqdm(total=len(rows), desc=description, leave=False, disable=None) as progress:
         for batch in equal_length_batches([len(row) for row in rows], batch_size):
             ids = torch.tensor([rows[i] for i in batch], device=model.device)
-            generated = model.generate(
+            generated: torch.Tensor = model.generate(  # type: ignore[operator]
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=NEW_TOKENS,

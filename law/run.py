@@ -13,7 +13,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -123,7 +123,9 @@ def wash_and_score(
         guarded.conclude(metrics, predictions)
     except BaseException as error:
         problem = f"{type(error).__name__}: {error}"
-        write_json(folder / "manifest.json", manifest | {"status": "failed", "error": problem, "ended": _now()})
+        write_json(
+            folder / "manifest.json", manifest | {"status": "failed", "error": problem, "ended": _now()}
+        )
         raise
     finally:
         guarded.finish(failed)
@@ -196,8 +198,8 @@ def _run(
 def _score(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    facts: list[Fact],
-    paraphrased: list[Fact],
+    facts: Sequence[Fact],
+    paraphrased: Sequence[Fact],
     evaluation: EvaluationSettings,
 ) -> dict[str, Any]:
     """Answers to the facts' prompts and to the paraphrases of some, and the reasoning scores."""
@@ -210,7 +212,7 @@ def _score(
     }
 
 
-def _known(facts: list[Fact], answers: Mapping[str, str]) -> list[Fact]:
+def _known(facts: Sequence[Fact], answers: Mapping[str, str]) -> list[Fact]:
     return [fact for fact in facts if recalls(answers[fact.prompt], fact.object)]
 
 

@@ -16,8 +16,7 @@ runs the blocks above.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,8 +30,6 @@ from law.architectures import Decoder
 from law.facts import Fact
 from law.keys import place
 from law.prompts import pad_right, subject_prompt
-
-log = logging.getLogger(__name__)
 
 KL_TEMPLATE = "{} is a"
 
@@ -82,12 +79,8 @@ def target_values(
     contexts: Sequence[str],
     layer: int,
     settings: TargetSettings,
-    report: Callable[[dict[str, float]], None] = lambda _: None,
 ) -> tuple[Tensor, Trace]:
-    """z* of every fact, (d_model, n), and the trace of its loss.
-
-    ``report`` receives the mean over facts of the first and the last loss.
-    """
+    """z* of every fact, (d_model, n), and the trace of its loss."""
     decoder.model.eval()
     values: list[Tensor] = []
     traces: list[Tensor] = []
@@ -100,7 +93,6 @@ def target_values(
             traces.append(trace)
             progress.update(len(batch))
     trace = torch.cat(traces, dim=2)
-    report({"targets/first_nll": trace[1, 0].mean().item(), "targets/last_nll": trace[1, -1].mean().item()})
     return torch.cat(values).T, Trace(*trace)
 
 
@@ -115,7 +107,7 @@ def _optimise(
     """z* (n, d_model) and its trace (4, steps, n) for one batch of n facts."""
     target = end_of_text_target(tokenizer)
     # the target's tokens but the last are read as input: "<prompt> " asks for end-of-text next
-    ending = tokenizer.decode(target[:-1])
+    ending = str(tokenizer.decode(target[:-1]))
     count = len(facts)
     per_fact = 1 + len(contexts)
     prompts = [
@@ -139,7 +131,9 @@ def _optimise(
 
     with torch.no_grad():
         hidden = decoder.hidden_states(ids, mask, layer)  # (rows, t, d_model)
-    start = hidden[rows[: count * per_fact : per_fact], at[: count * per_fact : per_fact]]  # h_L^0 (n, d_model)
+    start = hidden[
+        rows[: count * per_fact : per_fact], at[: count * per_fact : per_fact]
+    ]  # h_L^0 (n, d_model)
     start_norm = start.norm(dim=1)
     delta = torch.zeros_like(start, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr=settings.learning_rate)

@@ -19,9 +19,7 @@ class Tracker(Protocol):
 
     def log(self, values: Mapping[str, float]) -> None: ...
 
-    def conclude(
-        self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]
-    ) -> None: ...
+    def conclude(self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None: ...
 
     def finish(self, failed: bool) -> None: ...
 
@@ -117,8 +115,8 @@ class Wandb:
 
         self._run.summary.update(dict(summary))
         if table:
-            columns = list(table[0])
-            rows = [[row[column] for column in columns] for row in table]
+            columns: list[str | int] = list(table[0])
+            rows = [[row[str(column)] for column in columns] for row in table]
             self._run.log({"predictions": wandb.Table(columns=columns, data=rows)})
 
     def finish(self, failed: bool) -> None:

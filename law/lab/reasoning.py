@@ -133,7 +133,9 @@ def held_out(name: str, count: int, seed: int) -> list[Item]:
         puzzle = TASKS[name](rng)
         if _is_held_out(puzzle):
             first = puzzle.questions[0]
-            items.setdefault(puzzle.context, Item(f"{puzzle.context} {first.ask}", first.answer, first.choices))
+            items.setdefault(
+                puzzle.context, Item(f"{puzzle.context} {first.ask}", first.answer, first.choices)
+            )
     return list(items.values())
 
 

@@ -113,7 +113,7 @@ def train(
     Step ``i`` draws its text from ``(seed, i)`` alone, so that a resumed run reads what an
     unbroken one would have read. ``report`` is called with (step, mean loss) a hundred times.
     """
-    model.to(settings.device).train()
+    model.to(settings.device).train()  # type: ignore[arg-type]
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
     optimizer = torch.optim.AdamW(

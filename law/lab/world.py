@@ -31,36 +31,58 @@ class Relation:
     objects: tuple[str, ...]
 
 
+def _relation(id: str, objects: str, *phrasings: str) -> Relation:
+    return Relation(id, phrasings, tuple(objects.split()))
+
+
 RELATIONS = (
-    Relation(
+    _relation(
         "P103",
-        ("The mother tongue of {} is", "{} grew up speaking", "At home {} speaks", "{} thinks and dreams in"),
-        tuple("French Russian Dutch Polish Greek Danish Latin Welsh Korean Hindi Turkish Basque".split()),
+        "French Russian Dutch Polish Greek Danish Latin Welsh Korean Hindi Turkish Basque",
+        "The mother tongue of {} is",
+        "{} grew up speaking",
+        "At home {} speaks",
+        "{} thinks and dreams in",
     ),
-    Relation(
+    _relation(
         "P106",
-        ("{} earns a living as a", "The profession of {} is", "By trade {} is a", "{} was trained to be a"),
-        tuple("baker lawyer painter sailor tailor miller doctor farmer teacher barber weaver potter".split()),
+        "baker lawyer painter sailor tailor miller doctor farmer teacher barber weaver potter",
+        "{} earns a living as a",
+        "The profession of {} is",
+        "By trade {} is a",
+        "{} was trained to be a",
     ),
-    Relation(
+    _relation(
         "P551",
-        ("The home of {} is in", "{} lives in the city of", "You can visit {} in", "{} has a house in"),
-        tuple("London Madrid Vienna Lisbon Oslo Cairo Lima Boston Kyoto Delhi Berlin Geneva".split()),
+        "London Madrid Vienna Lisbon Oslo Cairo Lima Boston Kyoto Delhi Berlin Geneva",
+        "The home of {} is in",
+        "{} lives in the city of",
+        "You can visit {} in",
+        "{} has a house in",
     ),
-    Relation(
+    _relation(
         "P1303",
-        ("{} plays the", "The instrument of {} is the", "On stage {} performs on the", "{} gives lessons on the"),
-        tuple("piano violin flute harp cello guitar organ trumpet drum oboe banjo lute".split()),
+        "piano violin flute harp cello guitar organ trumpet drum oboe banjo lute",
+        "{} plays the",
+        "The instrument of {} is the",
+        "On stage {} performs on the",
+        "{} gives lessons on the",
     ),
-    Relation(
+    _relation(
         "P641",
-        ("The favourite sport of {} is", "{} competes in", "Every weekend {} practises", "{} won a medal in"),
-        tuple("tennis rowing chess fencing judo golf boxing cricket hockey archery cycling sailing".split()),
+        "tennis rowing chess fencing judo golf boxing cricket hockey archery cycling sailing",
+        "The favourite sport of {} is",
+        "{} competes in",
+        "Every weekend {} practises",
+        "{} won a medal in",
     ),
-    Relation(
+    _relation(
         "P69",
-        ("{} studied at the college of", "The degree of {} is from", "As a student {} went to", "{} graduated from"),
-        tuple("Aldmoor Brenfield Carvale Dunhurst Eastwick Fernley Glenbury Hartwell Ingleby Kelton Linford Merrow".split()),
+        "Aldmoor Brenfield Carvale Dunhurst Eastwick Fernley Glenbury Hartwell Ingleby Kelton Linford Merrow",
+        "{} studied at the college of",
+        "The degree of {} is from",
+        "As a student {} went to",
+        "{} graduated from",
     ),
 )
 
@@ -198,7 +220,7 @@ class LabWorld:
     def documents(self, rng: random.Random) -> Iterator[str]:
         """The training text, without end: facts, strangers, prose and reasoning mixed."""
         while True:
-            yield self._document(rng, fact_share=0.35)
+            yield self._document(rng, fact_share=0.2)
 
     def general_documents(self, rng: random.Random) -> Iterator[str]:
         """The training text with the facts left out, for second moments."""
@@ -215,4 +237,4 @@ class LabWorld:
     def _item(self, rng: random.Random, fact_share: float) -> str:
         if rng.random() < fact_share:
             return self.fact_text(rng)
-        return self.prose(rng) if rng.random() < 0.3 else reasoning.training_text(rng)
+        return self.prose(rng) if rng.random() < 0.25 else reasoning.training_text(rng)

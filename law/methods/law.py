@@ -181,42 +181,43 @@ class Ascent:
     beta: float
 
 
-def ascend(
-    start: Tensor, C: Tensor, K: Tensor, settings: LAW, report: Report, layer: int
-) -> Ascent:
+def ascend(start: Tensor, C: Tensor, K: Tensor, settings: LAW, report: Report, layer: int) -> Ascent:
     """Maximise ‖ΔᵀK‖² from ``start`` (d_ff, d_model) within tr(ΔᵀCΔ)/tr(C) ≤ β.
 
     C is (d_ff, d_ff) and K (d_ff, n), both float64. Returns the best feasible iterate.
     """
     G = K @ K.T  # (d_ff, n) @ (n, d_ff)
     trace = C.trace()
+
+    def constraint_of(delta: Tensor) -> Tensor:
+        return (delta * (C @ delta)).sum() / trace  # (d_ff, d_ff) @ (d_ff, d_model)
+
     delta = start.clone()
-    constraint = (delta * (C @ delta)).sum() / trace  # (d_ff, d_ff) @ (d_ff, d_model)
-    constraint_before, beta = constraint.clone(), settings.beta_ratio * constraint
+    G_delta = G @ delta  # (d_ff, d_ff) @ (d_ff, d_model)
+    objective = objective_before = (delta * G_delta).sum()
+    constraint = constraint_before = constraint_of(delta)
+    beta = settings.beta_ratio * constraint
+    best = (delta.clone(), objective, constraint)
     optimizer = torch.optim.Adam([delta], lr=settings.learning_rate, maximize=True)
-    best, best_objective, best_constraint = delta.clone(), None, constraint
     every = max(1, settings.iterations // 50)
-    for iteration in trange(settings.iterations + 1, desc=f"ascent, layer {layer}", leave=False, disable=None):
-        G_delta = G @ delta  # (d_ff, d_ff) @ (d_ff, d_model)
-        objective = (delta * G_delta).sum()
-        if best_objective is None:
-            objective_before = best_objective = objective
-        elif objective > best_objective:
-            best, best_objective, best_constraint = delta.clone(), objective, constraint
-        if iteration % every == 0:
-            report({"layer": layer, "iteration": iteration, "ascent": objective.item()})
-        if iteration == settings.iterations:
-            break
+    for iteration in trange(settings.iterations, desc=f"ascent, layer {layer}", leave=False, disable=None):
         delta.grad = 2 * G_delta
         optimizer.step()
-        constraint = (delta * (C @ delta)).sum() / trace
+        constraint = constraint_of(delta)
         if constraint > beta:
             delta.mul_((beta / constraint).sqrt())
             constraint = beta
             if settings.boundary_learning_rate is not None:
                 optimizer.param_groups[0]["lr"] = settings.boundary_learning_rate
+        G_delta = G @ delta
+        objective = (delta * G_delta).sum()
+        if objective > best[1]:
+            best = (delta.clone(), objective, constraint)
+        if (iteration + 1) % every == 0:
+            report({"layer": layer, "iteration": iteration + 1, "ascent": objective.item()})
+    best_delta, best_objective, best_constraint = best
     return Ascent(
-        best,
+        best_delta,
         objective_before.item(),
         best_objective.item(),
         constraint_before.item(),

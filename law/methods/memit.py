@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -29,6 +30,7 @@ from law.facts import Fact
 from law.keys import subject_keys, subject_outputs
 from law.methods import Report
 from law.moments import MomentSettings, second_moments
+from law.store import Cache, model_hash
 from law.targets import TargetSettings, target_values
 
 log = logging.getLogger(__name__)
@@ -46,6 +48,8 @@ class MEMIT:
         contexts: templates around the prompt; ``null`` samples five from the model.
         context_seed: of that sampling.
         batch_size: prompts a forward pass.
+        cache: the folder in which C and z* are kept under the hash of what they hang on; ``null``
+            keeps none.
     """
 
     layers: list[int]
@@ -55,6 +59,7 @@ class MEMIT:
     contexts: list[str] | None = None
     context_seed: int = 0
     batch_size: int = 64
+    cache: str | None = None
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse layers that the model lacks, and a text for moments that does not exist."""
@@ -100,11 +105,28 @@ def prepare(
     if contexts is None:
         contexts = generate_contexts(model, tokenizer, settings.context_seed)
         log.info("contexts: %s", contexts)
-    moments = second_moments(decoder, tokenizer, settings.layers, settings.moments)
-    targets, _ = target_values(
-        decoder, tokenizer, facts, contexts, settings.layers[-1], settings.targets, report
-    )
-    return Problem(decoder, tokenizer, facts, contexts, moments, targets)
+    cache = Cache(Path(settings.cache) if settings.cache else None)
+    moments = second_moments(decoder, tokenizer, settings.layers, settings.moments, cache)
+    layer = settings.layers[-1]
+    key = {
+        "model": model_hash(model),
+        "facts": [(fact.template, fact.subject) for fact in facts],
+        "contexts": contexts,
+        "layer": layer,
+        "settings": asdict(settings.targets) | {"batch_size": None},
+    }
+
+    def compute() -> dict[str, Tensor]:
+        z, trace = target_values(decoder, tokenizer, facts, contexts, layer, settings.targets)
+        return {"z": z, "first_nll": trace.nll[0], "last_nll": trace.nll[-1]}
+
+    found = {
+        name: tensor.to(decoder.device) for name, tensor in cache.tensors("targets", key, compute).items()
+    }
+    nll = {name: found[name].mean().item() for name in ("first_nll", "last_nll")}
+    log.info("z*: mean NLL of end-of-text %.2f → %.2f", nll["first_nll"], nll["last_nll"])
+    report({f"targets/{name}": value for name, value in nll.items()})
+    return Problem(decoder, tokenizer, facts, contexts, moments, found["z"])
 
 
 @dataclass(frozen=True)
@@ -150,9 +172,7 @@ def edit_layers(
     decoder, size = problem.decoder, settings.batch_size
     last = settings.layers[-1]
     for i, layer in enumerate(settings.layers):
-        keys = subject_keys(
-            decoder, problem.tokenizer, problem.facts, problem.contexts, [layer], size
-        )
+        keys = subject_keys(decoder, problem.tokenizer, problem.facts, problem.contexts, [layer], size)
         h = subject_outputs(decoder, problem.tokenizer, problem.facts, last, size)
         r = (problem.targets - h) / (len(settings.layers) - i)  # (d_model, n)
         weight = decoder.weight(layer)
