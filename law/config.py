@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 import law
 from law.datasets.counterfact import CounterFact
+from law.lab.counterfact import CounterFactWorld
+from law.lab.make import LabSettings
+from law.lab.world import LabWorld
 from law.methods.gradient_ascent import GradientAscent
 from law.methods.law import LAW, SearchSettings
 from law.methods.memit import MEMIT
@@ -56,6 +59,20 @@ class RunConfig:
     tracker: Any
 
 
+@dataclass
+class TrainConfig(LabSettings):
+    """The top level of ``experiments/train_lab.py``: a lab's settings and its world."""
+
+    world: Any = None
+    dataset: Any = None
+
+
+def train_settings(config: DictConfig) -> LabSettings:
+    """The lab's settings, less the world and the data set it is made of."""
+    plain = OmegaConf.masked_copy(config, [f.name for f in fields(LabSettings)])
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LabSettings), plain))  # type: ignore[return-value]
+
+
 def schema(cls: type) -> type:
     """The dataclass ``cls`` with the ``_target_`` that Hydra instantiates it by."""
     target = f"{cls.__module__}.{cls.__qualname__}"
@@ -65,12 +82,14 @@ def schema(cls: type) -> type:
 def _register() -> None:
     store = ConfigStore.instance()
     store.store(name="run_schema", node=RunConfig)
+    store.store(name="train_schema", node=TrainConfig)
     for group, classes in {
         "model": (ModelSettings,),
         "dataset": (CounterFact,),
         "method": (Unwashed, GradientAscent, MEMIT, LAW),
         "method/search": (SearchSettings,),
         "evaluation": (EvaluationSettings,),
+        "world": (LabWorld, CounterFactWorld),
         "tracker": (NoTracker, Wandb),
     }.items():
         for cls in classes:

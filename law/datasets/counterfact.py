@@ -85,6 +85,20 @@ def _fact(record: Any) -> Fact:
     )
 
 
+def to_record(fact: Fact) -> dict[str, Any]:
+    """The record that :func:`read_counterfact` reads back as ``fact``."""
+    return {
+        "case_id": fact.id,
+        "requested_rewrite": {
+            "prompt": fact.template,
+            "relation_id": fact.relation,
+            "target_true": {"str": fact.object},
+            "subject": fact.subject,
+        },
+        "paraphrase_prompts": list(fact.paraphrases),
+    }
+
+
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
     """The elements of a JSON list with the line that each begins on."""
     text = path.read_text(encoding="utf-8")

@@ -14,7 +14,13 @@ from typing import Protocol
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +28,16 @@ END_OF_TEXT = "<|endoftext|>"
 
 
 class World(Protocol):
-    """What the trainer needs of a world: its text, without end."""
+    """What a lab is trained on: text without end, and the facts that are in it."""
 
-    def documents(self, rng: random.Random) -> Iterator[str]: ...
+    def records(self) -> list[dict]:
+        """The facts, in CounterFact's record shape."""
+
+    def general_documents(self, rng: random.Random) -> Iterator[str]:
+        """Text without the facts, without end."""
+
+    def documents(self, rng: random.Random) -> Iterator[str]:
+        """All the text, without end."""
 
 
 @dataclass
@@ -70,7 +83,7 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
     )
 
 
-def new_model(architecture: dict, tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
+def new_model(architecture: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A randomly initialised decoder; ``architecture`` is ``model_type`` and its config's fields."""
     torch.manual_seed(seed)
     config = AutoConfig.for_model(
@@ -84,7 +97,7 @@ def new_model(architecture: dict, tokenizer: PreTrainedTokenizerFast, seed: int)
 
 
 def make_rows(
-    world: World, tokenizer: PreTrainedTokenizerFast, count: int, length: int, rng: random.Random
+    world: World, tokenizer: PreTrainedTokenizerBase, count: int, length: int, rng: random.Random
 ) -> torch.Tensor:
     """``(count, length)`` token ids: whole documents, each closed by end-of-text, the last one cut.
 
@@ -102,7 +115,7 @@ def make_rows(
 
 def train(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerFast,
+    tokenizer: PreTrainedTokenizerBase,
     world: World,
     settings: TrainingSettings,
     checkpoint: Path,

@@ -1,0 +1,106 @@
+"""Make a lab folder: tokenizer, trained model, facts, general text, and what was measured of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from transformers import AutoTokenizer
+
+from law.datasets.counterfact import read_counterfact
+from law.evaluation.reasoning import ReasoningSettings, score_reasoning
+from law.lab.training import TrainingSettings, World, new_model, train, train_tokenizer
+from law.models import ModelSettings, load_model
+from law.recall import greedy_answers, recalls
+from law.store import write_json
+
+log = logging.getLogger(__name__)
+
+TOKENIZER_DOCUMENTS = 20_000
+LAB_TASKS = ["lab_transitive", "lab_location", "lab_row", "lab_larger"]
+
+
+@dataclass
+class LabSettings:
+    """What is trained, and where it goes.
+
+    Args:
+        output: the folder of the checkpoint.
+        seed: of the tokenizer's text, the initial weights and the general text.
+        vocab_size: of the byte-level BPE that is trained on the world's text.
+        architecture: ``model_type`` and the fields of that model's Hugging Face configuration.
+        training: the optimisation.
+        general_documents: lines of ``general.txt``, the text for second moments.
+    """
+
+    output: str
+    seed: int
+    vocab_size: int
+    architecture: dict[str, Any]
+    training: TrainingSettings
+    general_documents: int
+
+
+def make_lab(world: World, settings: LabSettings) -> dict[str, float]:
+    """Train a model on ``world`` and write a folder that ``model.path`` and ``dataset.path`` take.
+
+    Weights are stored as float16; what is measured afterwards is measured of what was stored.
+    """
+    folder = Path(settings.output)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "facts.json", world.records())
+    general = world.general_documents(random.Random(f"general {settings.seed}"))
+    (folder / "general.txt").write_text(
+        "\n".join(islice(general, settings.general_documents)) + "\n", encoding="utf-8"
+    )
+    if not (folder / "tokenizer.json").exists():
+        documents = world.documents(random.Random(f"tokenizer {settings.seed}"))
+        train_tokenizer(islice(documents, TOKENIZER_DOCUMENTS), settings.vocab_size).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = new_model(settings.architecture, tokenizer, settings.seed)
+    with (folder / "losses.jsonl").open("a", encoding="utf-8") as losses:
+        train(
+            model,
+            tokenizer,
+            world,
+            settings.training,
+            folder / "training.pt",
+            lambda step, loss: _append(losses, {"step": step, "loss": loss}),
+        )
+    model.to(dtype=torch.float16)  # type: ignore[call-arg]
+    model.save_pretrained(folder)
+    measured = measure_lab(folder, settings.training.device)
+    write_json(folder / "measured.json", measured)
+    log.info("%s", json.dumps(measured, indent=1))
+    return measured
+
+
+def _append(file: TextIO, row: dict[str, float]) -> None:
+    """Append a JSON line that survives a kill."""
+    file.write(json.dumps(row) + "\n")
+    file.flush()
+
+
+def measure_lab(folder: Path, device: str) -> dict[str, float]:
+    """Facts recalled in each phrasing and in all, and the accuracy on the held-out reasoning items."""
+    model, tokenizer = load_model(ModelSettings(str(folder), device=device))
+    facts = read_counterfact(folder / "facts.json")
+    phrasings = [[fact.prompt, *fact.paraphrases] for fact in facts]
+    recalled = [True] * len(facts)
+    measured: dict[str, float] = {"facts": len(facts)}
+    for i in range(max(map(len, phrasings))):
+        asked = [n for n, prompts in enumerate(phrasings) if i < len(prompts)]
+        answers = greedy_answers(model, tokenizer, [phrasings[n][i] for n in asked], batch_size=256)
+        right = [recalls(answer, facts[n].object) for n, answer in zip(asked, answers, strict=True)]
+        measured[f"recalled/phrasing_{i}"] = sum(right) / len(right)
+        for n, known in zip(asked, right, strict=True):
+            recalled[n] &= known
+    measured["facts_known_in_every_phrasing"] = sum(recalled)
+    scores = score_reasoning(model, tokenizer, ReasoningSettings(tasks=LAB_TASKS))
+    return measured | {key: value for key, value in scores.items() if key.endswith("/acc")}
