@@ -1,0 +1,37 @@
+# The environment is made when it is missing; everything else runs in it.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-slow check lab tables clean
+
+help:  ## what there is to make
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	touch $(READY)
+
+demo: $(READY)  ## wash the carried model with three methods and print the table
+	$(BIN)/python experiments/wash.py experiment=demo
+	$(BIN)/python experiments/table.py outputs/demo
+
+test: $(READY)  ## the fast tests
+	$(BIN)/pytest
+
+test-slow: $(READY)  ## the tests that take minutes
+	$(BIN)/pytest -m slow
+
+check: $(READY)  ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+lab: $(READY)  ## train the lab's model anew, into outputs/lab
+	$(BIN)/python experiments/train_lab.py
+
+clean:  ## remove runs and caches, not the environment
+	rm -rf outputs/*
