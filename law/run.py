@@ -175,8 +175,13 @@ def _run(
             f"to {split.wash[0].prompt!r}. Check model.path and dataset.path, or raise dataset.wash."
         )
 
-    with _timed(stages, "wash"):
-        method.wash(model, tokenizer, washed, tracker.log)
+    with _timed(stages, "wash"), (folder / "method.jsonl").open("w", encoding="utf-8") as lines:
+
+        def report(values: dict[str, float]) -> None:
+            lines.write(json.dumps(values) + "\n")
+            tracker.log(values)
+
+        method.wash(model, tokenizer, washed, report)
     _refuse_non_finite(model)
 
     with _timed(stages, "score_after"):

@@ -164,10 +164,10 @@ def test_no_such_file(tmp_path: Path) -> None:
 )
 def test_a_malformed_record_is_named_by_its_line(tmp_path: Path, broken: Any, problem: str) -> None:
     path = tmp_path / "facts.json"
-    # The bracket is line 1; each good record takes 18 lines, so that the third begins on 38.
-    assert len(json.dumps(record(), indent=2).split("\n")) == 18
+    # The bracket is line 1; each good record takes 19 lines, so that the third begins on 40.
+    assert len(json.dumps(record(), indent=2).split("\n")) == 19
     path.write_text(json.dumps([record(), record(), broken, record()], indent=2))
-    with pytest.raises(LawError, match=r"facts\.json, line 38: the record is malformed") as failure:
+    with pytest.raises(LawError, match=r"facts\.json, line 40: the record is malformed") as failure:
         read_counterfact(path)
     assert problem in str(failure.value)
 

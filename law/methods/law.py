@@ -214,7 +214,7 @@ def ascend(start: Tensor, C: Tensor, K: Tensor, settings: LAW, report: Report, l
         if objective > best[1]:
             best = (delta.clone(), objective, constraint)
         if (iteration + 1) % every == 0:
-            report({"layer": layer, "iteration": iteration + 1, "ascent": objective.item()})
+            report({f"ascent/layer_{layer}": objective.item()})
     best_delta, best_objective, best_constraint = best
     return Ascent(
         best_delta,

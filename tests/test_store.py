@@ -1,0 +1,180 @@
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from law.models import Save, save_washed, snapshot
+from law.store import Cache, content_hash, file_hash, model_hash, write_json
+
+
+class Counted:
+    """A computation that counts how often it ran and never gives the same twice."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def value(self) -> Any:
+        self.runs += 1
+        return {"run": self.runs, "text": "é ✓", "list": [1.5, None, True]}
+
+    def tensors(self) -> dict[str, Tensor]:
+        self.runs += 1
+        return {"a": torch.full((2, 3), self.runs), "b": torch.arange(6.0).view(2, 3).double().T}
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_json_is_kept_under_its_key(tmp_path: Path) -> None:
+    cache, count = Cache(tmp_path / "new" / "folder"), Counted()
+    first = {"run": 1, "text": "é ✓", "list": [1.5, None, True]}
+    assert cache.json("scores", {"a": 1, "b": [2, {"x": 0, "y": 1}]}, count.value) == first
+    assert cache.json("scores", {"b": [2, {"y": 1, "x": 0}], "a": 1}, count.value) == first
+    assert Cache(cache.folder).json("scores", {"a": 1, "b": [2, {"x": 0, "y": 1}]}, count.value) == first
+    assert count.runs == 1
+    assert cache.json("scores", {"a": 1, "b": [2, {"x": 0, "y": 2}]}, count.value)["run"] == 2
+    assert cache.json("other", {"a": 1, "b": [2, {"x": 0, "y": 1}]}, count.value)["run"] == 3
+    assert len(files(tmp_path / "new" / "folder")) == 3
+
+
+def test_tensors_are_kept_under_their_key(tmp_path: Path) -> None:
+    cache, count = Cache(tmp_path), Counted()
+    for _ in range(3):
+        found = cache.tensors("moments", {"a": 1}, count.tensors)
+        assert found.keys() == {"a", "b"}
+        assert found["a"].tolist() == [[1, 1, 1], [1, 1, 1]]
+        assert found["b"].tolist() == [[0, 3], [1, 4], [2, 5]] and found["b"].dtype == torch.float64
+    assert count.runs == 1
+    assert cache.tensors("moments", {"a": 2}, count.tensors)["a"][0, 0] == 2
+    assert len(files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("damage", ["cut short", "garbage", "empty"])
+def test_damaged_tensors_are_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    cache, count = Cache(tmp_path), Counted()
+    cache.tensors("moments", {}, count.tensors)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    path.write_bytes({"cut short": whole[:-5], "garbage": b"\xff" * len(whole), "empty": b""}[damage])
+    with caplog.at_level(logging.WARNING):
+        assert cache.tensors("moments", {}, count.tensors)["a"][0, 0] == 2
+    assert path.name in caplog.text and "damaged" in caplog.text
+    # The file is mended, and the only one.
+    assert cache.tensors("moments", {}, count.tensors)["a"][0, 0] == 2
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    cache, count = Cache(None), Counted()
+    assert [cache.json("a", {}, count.value)["run"] for _ in range(2)] == [1, 2]
+    assert [cache.tensors("a", {}, count.tensors)["a"][0, 0].item() for _ in range(2)] == [3, 4]
+    assert files(tmp_path) == []
+
+
+def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> Any:
+        raise RuntimeError("no")
+
+    cache = Cache(tmp_path)
+    with pytest.raises(RuntimeError):
+        cache.json("a", {}, fail)
+    with pytest.raises(RuntimeError):
+        cache.tensors("a", {}, fail)
+    assert files(tmp_path) == []
+    assert cache.json("a", {}, Counted().value)["run"] == 1
+
+
+def test_json_is_readable(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"b": ["Zoë", 0.1], "a": None})
+    assert path.read_bytes() == '{\n "b": [\n  "Zoë",\n  0.1\n ],\n "a": null\n}\n'.encode()
+
+
+def test_a_reader_sees_the_old_file_or_the_new(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, ["old"] * 1000)
+    with path.open() as reader:
+        begun = reader.read(10)
+        write_json(path, ["new"])
+        assert json.loads(begun + reader.read()) == ["old"] * 1000
+    assert json.loads(path.read_text()) == ["new"]
+    with pytest.raises(TypeError):
+        write_json(path, ["newer", object()])
+    assert json.loads(path.read_text()) == ["new"]
+    assert files(tmp_path) == ["a.json"]
+
+
+def test_content_hash() -> None:
+    text = '{"a": "é", "b": [1, {"c": null, "d": 2.5}]}'
+    expected = hashlib.sha256(text.encode("utf-8")).hexdigest()
+    assert content_hash({"b": [1, {"d": 2.5, "c": None}], "a": "é"}) == expected
+    assert content_hash({"a": "é", "b": [1, {"c": None, "d": 2.5}]}) == expected
+    assert content_hash({"a": "é", "b": [{"c": None, "d": 2.5}, 1]}) != expected
+
+
+def test_file_hash(tmp_path: Path) -> None:
+    path = tmp_path / "abc"
+    path.write_bytes(b"abc")
+    # The example of FIPS 180-4.
+    assert file_hash(path) == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def one_ulp_off(model: PreTrainedModel) -> Iterator[str]:
+    """Every weight tensor in turn, its last entry changed by the least that float32 can hold."""
+    for name, tensor in model.state_dict().items():
+        last = tensor.view(-1)[-1:]
+        before = last.clone()
+        last.copy_(torch.nextafter(before, torch.tensor(torch.inf)))
+        yield name
+        last.copy_(before)
+
+
+def test_model_hash_sees_every_weight(tiny_model: PreTrainedModel) -> None:
+    unchanged = model_hash(tiny_model)
+    assert model_hash(copy.deepcopy(tiny_model)) == unchanged
+    hashes = {name: model_hash(tiny_model) for name in one_ulp_off(tiny_model)}
+    # A GPT-J block has 10 tensors; then there are the embedding, the last norm's 2 and the head's 2.
+    assert len(hashes) == 3 * 10 + 5
+    assert len({unchanged, *hashes.values()}) == 36
+    assert model_hash(tiny_model) == unchanged
+    assert model_hash(tiny_model.to(torch.bfloat16)) != unchanged
+
+
+def test_a_snapshot_is_a_copy(tiny_model: PreTrainedModel) -> None:
+    weight = tiny_model.lm_head.weight
+    before = weight.detach().clone()
+    kept = snapshot(tiny_model)
+    with torch.no_grad():
+        weight.zero_()
+    assert torch.equal(kept["lm_head.weight"], before)
+
+
+def test_a_delta_holds_what_changed(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    unwashed = snapshot(tiny_model)
+    weight = tiny_model.transformer.h[1].mlp.fc_out.weight
+    with torch.no_grad():
+        weight[0, 0] += 1
+    save_washed(tiny_model, tiny_tokenizer, unwashed, tmp_path / "none", Save.nothing)
+    assert files(tmp_path) == []
+    save_washed(tiny_model, tiny_tokenizer, unwashed, tmp_path / "new" / "delta", Save.delta)
+    assert files(tmp_path / "new" / "delta") == ["delta.safetensors"]
+    delta = load_file(tmp_path / "new" / "delta" / "delta.safetensors")
+    assert delta.keys() == {"transformer.h.1.mlp.fc_out.weight"}
+    assert torch.equal(delta["transformer.h.1.mlp.fc_out.weight"], weight)
