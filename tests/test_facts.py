@@ -156,7 +156,9 @@ def test_no_such_file(tmp_path: Path) -> None:
         (record(target_true={"str": " "}), "The fact's object is empty"),
         (record(subject=None), "malformed"),
         (record() | {"paraphrase_prompts": None}, "malformed"),
-        (record() | {"paraphrase_prompts": "Maya Lind speaks"}, "malformed"),
+        pytest.param(
+            record() | {"paraphrase_prompts": "Maya Lind speaks"}, "malformed", id="one text for a list"
+        ),
         (None, "malformed"),
         ("a text", "malformed"),
         ([], "malformed"),

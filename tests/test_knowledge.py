@@ -5,6 +5,7 @@ import json
 
 import pytest
 import torch
+from conftest import TrainedLab
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from law.datasets.counterfact import CounterFact
@@ -13,7 +14,6 @@ from law.facts import Fact
 from law.models import ModelSettings, load_model
 from law.recall import greedy_answers, recalls
 from law.results import METRICS
-from tests.conftest import TrainedLab
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,14 @@ PROSE = (
     "I think that {goods} from the {place} is better than {goods2} from the {place2}.",
 )
 
+AGAIN = (
+    "Later {name} {verb} to the {place2}.",
+    "Nobody but {name} bought {goods2} that {day}.",
+    "Everybody at the {place2} likes {name}.",
+    "The {adj2} {place2} belongs to {name}.",
+    "So {name} and {name2} sold the {goods2}.",
+)
+
 
 def make_name(rng: random.Random) -> str:
     """A first and a last name of two or three syllables each: ``Kladai Breastom``."""
@@ -193,11 +201,15 @@ class LabWorld:
         return phrasing.format(self._stranger(rng)) + " "
 
     def prose(self, rng: random.Random) -> str:
-        """A sentence about strangers, places and goods."""
+        """A sentence about strangers, places and goods, and mostly another about the same ones.
+
+        Names that come back within a text are what teaches a model to look things up in it.
+        """
         place, place2 = rng.sample(PLACES, 2)
         adj, adj2 = rng.sample(ADJECTIVES, 2)
         goods, goods2 = rng.sample(GOODS, 2)
-        return rng.choice(PROSE).format(
+        sentences = [rng.choice(PROSE), *(rng.choice(AGAIN) for _ in range(rng.choice((0, 1, 1, 2))))]
+        return " ".join(sentences).format(
             name=self._stranger(rng),
             name2=self._stranger(rng),
             verb=rng.choice(VERBS),

@@ -1,0 +1,307 @@
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import combinations, count, islice, permutations
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import law
+from law.datasets.counterfact import read_counterfact
+from law.lab.reasoning import TASKS, held_out, training_text
+from law.lab.training import TrainingSettings, make_rows, train, train_tokenizer
+from law.lab.world import RELATIONS, LabWorld
+
+ROWS = Path(law.__file__).parent / "evaluation" / "tasks" / "lab"
+
+
+@pytest.fixture(scope="module")
+def world() -> LabWorld:
+    return LabWorld(single_fact_subjects=120, multi_fact_subjects=15, seed=5)
+
+
+def test_records_have_counterfacts_keys(world: LabWorld, tmp_path: Path) -> None:
+    records = world.records()
+    assert len(records) == 120 + 3 * 15
+    assert [record["case_id"] for record in records] == list(range(165))
+    prompts = {"paraphrase_prompts", "neighborhood_prompts", "attribute_prompts", "generation_prompts"}
+    for record in records:
+        assert record.keys() == {"case_id", "requested_rewrite", *prompts}
+        rewrite = record["requested_rewrite"]
+        assert rewrite.keys() == {"prompt", "relation_id", "target_new", "target_true", "subject"}
+        assert rewrite["target_true"].keys() == rewrite["target_new"].keys() == {"str"}
+        assert rewrite["target_true"] != rewrite["target_new"]
+        assert all(isinstance(prompt, str) for name in prompts for prompt in record[name])
+        assert len(record["paraphrase_prompts"]) == 3
+        assert all(rewrite["subject"] in prompt for prompt in record["paraphrase_prompts"])
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps(records, indent=1))
+    facts = read_counterfact(path)
+    assert [(f.subject, f.object) for f in facts] == [(s, o) for s, _, o in world.facts]
+    assert records == LabWorld(120, 15, seed=5).records() != LabWorld(120, 15, seed=6).records()
+
+
+def test_neighbours_and_attributes_are_about_others(world: LabWorld) -> None:
+    objects = {(subject, relation.id): true for subject, relation, true in world.facts}
+    checked = 0
+    for record in world.records():
+        rewrite = record["requested_rewrite"]
+        for name, wanted in (("neighborhood", "target_true"), ("attribute", "target_new")):
+            for prompt in record[f"{name}_prompts"]:
+                (subject,) = (s for s in world.subjects if s in prompt)
+                assert subject != rewrite["subject"]
+                assert objects[subject, rewrite["relation_id"]] == rewrite[wanted]["str"]
+                checked += 1
+    assert checked > 200
+
+
+def test_the_last_subjects_have_three_facts(world: LabWorld) -> None:
+    facts = Counter(subject for subject, _, _ in world.facts)
+    assert len(world.subjects) == len({*world.subjects}) == 135
+    assert {subject for subject, number in facts.items() if number == 3} == {*world.subjects[-15:]}
+    assert {subject for subject, number in facts.items() if number == 1} == {*world.subjects[:120]}
+    assert len({(subject, relation.id) for subject, relation, _ in world.facts}) == 165
+    words = [word for subject in world.subjects for word in subject.split()]
+    assert len(words) == len({*words}) == 270  # no two subjects share a name
+
+
+def test_fact_texts_tell_every_fact_in_every_phrasing(world: LabWorld) -> None:
+    statements = {
+        f"{prompt} {record['requested_rewrite']['target_true']['str']}."
+        for record in world.records()
+        for prompt in (
+            record["requested_rewrite"]["prompt"].replace("{}", record["requested_rewrite"]["subject"]),
+            *record["paraphrase_prompts"],
+        )
+    }
+    assert len(statements) == 4 * 165
+    rng = random.Random(0)
+    # One of 660 is missed in 10,000 draws with a chance of 660 · e^(-15), less than 1 in 4,000.
+    assert {world.fact_text(rng) for _ in range(10_000)} == statements
+
+
+def test_general_text_names_no_subject() -> None:
+    world = LabWorld()
+    names = re.compile("|".join(map(re.escape, world.subjects)))
+    general = list(islice(world.general_documents(random.Random(1)), 4000))
+    assert [document for document in general if names.search(document)] == []
+    told = list(islice(world.documents(random.Random(1)), 4000))
+    assert sum(bool(names.search(document)) for document in told) > 400
+
+
+def test_a_blank_is_about_a_stranger(world: LabWorld) -> None:
+    rng = random.Random(2)
+    openings = [phrasing for relation in RELATIONS for phrasing in relation.phrasings]
+    patterns = [re.escape(p).replace(r"\{\}", "[A-Z][a-z]+ [A-Z][a-z]+") for p in openings]
+    known = {word for subject in world.subjects for word in subject.split()}
+    for _ in range(500):
+        blank = world.blank_text(rng)
+        assert re.fullmatch(f"({'|'.join(patterns)}) ", blank)
+        assert known.isdisjoint(blank.split())
+
+
+def relation_between(context: str, one: str, two: str) -> str:
+    """The only sign that agrees with every ranking of the letters in which the premises hold."""
+    premises = re.findall(r"([A-Z]) ([<>]) ([A-Z])", context)
+    letters = sorted({letter for a, _, b in premises for letter in (a, b)})
+    assert len(premises) == 2 and len(letters) == 3
+    signs = set()
+    for ranking in permutations(letters):
+        above = set(combinations(ranking, 2))
+        if all(((a, b) if sign == ">" else (b, a)) in above for a, sign, b in premises):
+            signs.add(">" if (one, two) in above else "<")
+    (sign,) = signs
+    return sign
+
+
+def solve(context: str, ask: str) -> tuple[str, set[str]]:
+    """The answer to a question about a context, and what else could be meant to be one."""
+    if match := re.fullmatch(r"([A-Z]) \? ([A-Z]) :", ask):
+        return relation_between(context, *match.groups()), {">", "<"}
+    if match := re.fullmatch(r"Now the (\w+) is in the", ask):
+        places = dict(re.findall(r"\w+ put the (\w+) in the (\w+)\.", context))
+        return places[match[1]], {*places.values()}
+    if match := re.fullmatch(r"after (\w+) comes", ask):
+        row = context.removeprefix("In the row ").removesuffix(" ,").split(" ")
+        return row[row.index(match[1]) + 1], {*row} - {match[1]}
+    match = re.fullmatch(r"the (larger|smaller) is", ask)
+    numbers = sorted(map(int, re.fullmatch(r"Of (\d\d) and (\d\d) ,", context).groups()))
+    return str(numbers[match[1] == "larger"]), {*map(str, numbers)}
+
+
+CONTEXTS = {
+    "lab_transitive": r"Given .*? ,(?= [A-Z] \?)",
+    "lab_location": r".*?\.(?= Now the)",
+    "lab_row": r"In the row .*? ,(?= after)",
+    "lab_larger": r"Of .*? ,(?= the)",
+}
+QUESTION = r"[A-Z] \? [A-Z] :|Now the \w+ is in the|after \w+ comes|the (?:larger|smaller) is"
+
+
+def context_of(text: str) -> str:
+    (match,) = (m for m in (re.match(pattern, text) for pattern in CONTEXTS.values()) if m)
+    return match[0]
+
+
+def test_the_solver() -> None:
+    assert relation_between("Given B < A and B > C ,", "C", "A") == "<"
+    assert relation_between("Given B < A and B > C ,", "A", "C") == ">"
+    story = "Ida put the pen in the jar. Leo put the cup in the box."
+    assert solve(story, "Now the cup is in the") == ("box", {"jar", "box"})
+    assert solve("In the row cup pen map ,", "after cup comes") == ("pen", {"pen", "map"})
+    assert solve("Of 12 and 98 ,", "the larger is") == ("98", {"12", "98"})
+    assert context_of(f"{story} Now the cup is in the box.") == story
+    assert context_of("Of 12 and 98 , the larger is 98.") == "Of 12 and 98 ,"
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_held_out_answers_are_right(name: str) -> None:
+    items = held_out(name, 300, seed=9)
+    contexts = [context_of(item.prompt) for item in items]
+    assert len({*contexts}) == len(items) == 300
+    for item, context in zip(items, contexts, strict=True):
+        answer, choices = solve(context, item.prompt.removeprefix(f"{context} "))
+        assert item.answer == answer
+        assert {*item.choices} == choices and len(item.choices) == len(choices)
+    assert held_out(name, 300, seed=9) == items != held_out(name, 300, seed=8)
+    # No answer can be guessed from its place among the choices.
+    places = Counter(item.choices.index(item.answer) for item in items)
+    assert max(places.values()) / 300 < 0.6
+
+
+def test_training_answers_are_right() -> None:
+    rng = random.Random(3)
+    asked: Counter[str] = Counter()
+    for _ in range(2000):
+        text = training_text(rng)
+        context = context_of(text)
+        pairs = re.findall(rf"({QUESTION}) ([^\s.,]+)", text.removeprefix(context))
+        for ask, given in pairs:
+            assert solve(context, ask)[0] == given, text
+        assert 1 <= len(pairs) <= 3 and len({ask for ask, _ in pairs}) == len(pairs)
+        asked[context.split()[0] if context[-1] == "," else "story"] += 1
+    assert asked.keys() == {"Given", "story", "In", "Of"}
+    assert min(asked.values()) > 400  # a quarter of 2,000 is 500, and the standard deviation 19
+
+
+def test_training_text_tells_no_held_out_context() -> None:
+    rng = random.Random(4)
+    seen = {context_of(training_text(rng)) for _ in range(20_000)}
+    for name in TASKS:
+        items = held_out(name, 500, seed=1)
+        assert seen.isdisjoint(context_of(item.prompt) for item in items)
+    # Of the 8,010 contexts of two numbers some 5,000 draws meet nearly half.
+    assert sum(context.startswith("Of") for context in seen) > 3000
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_rows_in_the_package_are_held_out(name: str) -> None:
+    lines = (ROWS / f"{name.removeprefix('lab_')}.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"prompt": item.prompt, "answer": item.answer, "choices": [*item.choices]}
+        for item in held_out(name, 200, seed=1)
+    ]
+
+
+def test_the_tokenizer_has_gpt2s_habits() -> None:
+    texts = ["the mill the mill", "the inn"] * 20
+    assert len(train_tokenizer(iter(texts), vocab_size=260)) == 260
+    tokenizer = train_tokenizer(iter(texts), vocab_size=300)
+    # 256 bytes, the end, and all there is to merge: the by 2, a space to it, _mill by 4 and _inn by 3.
+    assert len(tokenizer) == 256 + 1 + 2 + 1 + 4 + 3
+    end = tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert tokenizer.bos_token_id == tokenizer.eos_token_id == tokenizer.pad_token_id == end
+    assert tokenizer("the")["input_ids"] != tokenizer(" the")["input_ids"]
+    for text in ("", " the mill ", "Zoë\n毛 🎻 , .  x", "it 's don't"):
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids) == text and end not in ids
+
+
+class Counting:
+    """A world whose documents are numbered words, of one to seven each."""
+
+    def documents(self, rng: random.Random) -> Iterator[str]:
+        for number in count():
+            yield " ".join([f"doc{number}"] * rng.randint(1, 7))
+
+
+def test_rows_begin_with_a_document(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    length = 50
+    rows = make_rows(Counting(), tiny_tokenizer, 9, length, random.Random(7))
+    assert rows.shape == (9, length) and rows.dtype == torch.int64
+    documents = Counting().documents(random.Random(7))
+    for row in rows:
+        text = ""
+        while len(tiny_tokenizer(text)["input_ids"]) < length:
+            text += next(documents) + "<|endoftext|>"
+        assert row.tolist() == tiny_tokenizer(text)["input_ids"][:length]
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(step: int) -> Callable[[int, float], None]:
+    def report(done: int, loss: float) -> None:
+        if done > step:
+            raise Stop
+
+    return report
+
+
+def test_training_goes_on_where_it_stopped(
+    make_model: Callable[..., PreTrainedModel], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    settings = TrainingSettings(
+        steps=6,
+        rows=2,
+        row_length=24,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        warmup=2,
+        seed=0,
+        device="cpu",
+        autocast="bfloat16",
+        save_every=3,
+    )
+    world = LabWorld(12, 2)
+    reports: list[tuple[int, float]] = []
+    straight = make_model()
+    before = {name: tensor.clone() for name, tensor in straight.state_dict().items()}
+    train(straight, tiny_tokenizer, world, settings, tmp_path / "a.pt", lambda *r: reports.append(r))
+    assert [step for step, _ in reports] == [1, 2, 3, 4, 5, 6]
+    assert not straight.training
+
+    with pytest.raises(Stop):
+        train(make_model(), tiny_tokenizer, world, settings, tmp_path / "b.pt", stop_after(3))
+    resumed = make_model(seed=1)  # other weights, which the checkpoint replaces
+    later: list[tuple[int, float]] = []
+    train(resumed, tiny_tokenizer, world, settings, tmp_path / "b.pt", lambda *r: later.append(r))
+    assert later == reports[3:]
+    after, expected = resumed.state_dict(), straight.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in expected.items())
+    assert not any(torch.equal(before[name], t) for name, t in expected.items() if name.endswith("weight"))
+
+    # Of a finished training nothing is left to do.
+    finished = make_model(seed=1)
+    train(finished, tiny_tokenizer, world, settings, tmp_path / "b.pt", stop_after(0))
+    assert all(torch.equal(finished.state_dict()[name], tensor) for name, tensor in expected.items())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.pt", "b.pt"]
+
+
+def test_training_lowers_the_loss(
+    make_model: Callable[..., PreTrainedModel], tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    settings = TrainingSettings(40, 4, 32, 1e-2, 0.1, 4, 0, "cpu", "bfloat16", 40)
+    losses: list[float] = []
+    model = make_model()
+    train(model, tiny_tokenizer, LabWorld(12, 2), settings, tmp_path / "c.pt", lambda _, x: losses.append(x))
+    # At random every token is as likely: ln 600 = 6.4.
+    assert losses[0] == pytest.approx(6.4, abs=0.2)
+    assert sum(losses[-5:]) / 5 < 5

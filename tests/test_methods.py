@@ -1,0 +1,261 @@
+"""The methods' mathematics by hand and by independent solvers, and each of them on a model that knows facts."""
+
+from __future__ import annotations
+
+import logging
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TrainedLab
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from law.architectures import Decoder
+from law.datasets.counterfact import CounterFact
+from law.errors import LawError
+from law.facts import Fact
+from law.keys import subject_keys, subject_outputs
+from law.methods.gradient_ascent import GradientAscent
+from law.methods.law import LAW, SearchSettings, ascend
+from law.methods.memit import MEMIT, System, prepare
+from law.methods.none import Unwashed
+from law.moments import MomentSettings
+from law.recall import greedy_answers, recalls
+from law.targets import TargetSettings, end_of_text_target, target_values
+
+Loaded = tuple[PreTrainedModel, PreTrainedTokenizerBase, list[Fact]]
+
+
+@pytest.fixture
+def knowing(trained_lab: TrainedLab) -> Loaded:
+    """The trained model, its tokenizer and six facts to wash."""
+    model = AutoModelForCausalLM.from_pretrained(trained_lab.model_path, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained_lab.model_path)
+    return model, tokenizer, list(CounterFact(str(trained_lab.facts_path), wash=6).load().wash)
+
+
+def memit(lab: TrainedLab, **changes: object) -> MEMIT:
+    defaults = {"layers": [0, 1], "lam": 1.0, "moments": MomentSettings(str(lab.text_path)), "batch_size": 8}
+    # a model of three blocks has read the attribute early: only a long δ still makes it speak otherwise
+    defaults |= {"targets": TargetSettings(clamp=4.0), "contexts": ["He said. {}", "They know. {}"]}
+    return MEMIT(**{**defaults, **changes})
+
+
+def recalled(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: list[Fact]) -> int:
+    answers = greedy_answers(model, tokenizer, [fact.prompt for fact in facts], batch_size=8)
+    return sum(recalls(answer, fact.object) for fact, answer in zip(facts, answers, strict=True))
+
+
+# --- MEMIT's system -----------------------------------------------------------------------------
+
+
+def test_solution_worked_out_by_hand() -> None:
+    """One key k = (1, 0), residual r = (3), C = I, λ = 2: (2 + 1) Δ₁ = 3 and 2 Δ₂ = 0."""
+    system = System(
+        C=torch.eye(2).double(), K=torch.tensor([[1.0], [0.0]]).double(), r=torch.tensor([[3.0]]).double()
+    )
+    torch.testing.assert_close(system.solve(2.0), torch.tensor([[1.0], [0.0]]).double())
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 8), st.integers(1, 6), st.integers(1, 5), st.floats(0.1, 100.0), st.integers(0, 10_000))
+def test_solution_minimises_the_least_squares_it_stands_for(
+    d_ff: int, n: int, d_model: int, lam: float, seed: int
+) -> None:
+    """Δ is the minimum of ‖ΔᵀK − r‖² + λ tr(ΔᵀCΔ): NumPy's least squares of the stacked rows agrees."""
+    rng = np.random.default_rng(seed)
+    root, K, r = rng.normal(size=(d_ff + 2, d_ff)), rng.normal(size=(d_ff, n)), rng.normal(size=(d_model, n))
+    stacked = np.vstack([K.T, np.sqrt(lam) * root])  # (n + d_ff + 2, d_ff)
+    wanted = np.vstack([r.T, np.zeros((d_ff + 2, d_model))])
+    expected = np.linalg.lstsq(stacked, wanted, rcond=None)[0]
+    found = System(torch.tensor(root.T @ root), torch.tensor(K), torch.tensor(r)).solve(lam)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_moments_that_leave_directions_unused_are_refused() -> None:
+    system = System(torch.zeros(3, 3).double(), torch.ones(3, 1).double(), torch.ones(2, 1).double())
+    with pytest.raises(LawError, match="not positive definite at λ = 5"):
+        system.solve(5.0)
+
+
+# --- LAW's ascent -------------------------------------------------------------------------------
+
+
+def test_ascent_worked_out_by_hand() -> None:
+    """C = I, K = diag(2, 1), Δ₀ = (1, 1): Adam moves both entries alike, so Δ ends at the edge as √β (1, 1).
+
+    The objective there is (2√2)² + (√2)² = 10; the constraint is (2 + 2) / 2 = β.
+    """
+    law = LAW(MEMIT([0], 1.0, MomentSettings("")), learning_rate=0.01, iterations=500, beta_ratio=2.0)
+    start, C, K = (
+        torch.ones(2, 1).double(),
+        torch.eye(2).double(),
+        torch.diag(torch.tensor([2.0, 1.0])).double(),
+    )
+    found = ascend(start, C, K, law, lambda _: None, 0)
+    assert (found.objective_before, found.constraint_before, found.beta) == (5.0, 1.0, 2.0)
+    assert found.objective == pytest.approx(10.0, rel=1e-6)
+    assert found.constraint == pytest.approx(2.0, rel=1e-12)
+    torch.testing.assert_close(found.delta, torch.full((2, 1), 2.0**0.5).double(), rtol=1e-6, atol=1e-6)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 10_000), st.floats(1e-6, 1.0))
+def test_ascent_never_leaves_the_constraint_nor_falls_below_its_start(
+    seed: int, learning_rate: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    root, K, start = (torch.randn(6, n, generator=generator, dtype=torch.double) for n in (8, 3, 4))
+    C = root @ root.T
+    law = LAW(MEMIT([0], 1.0, MomentSettings("")), learning_rate=learning_rate, iterations=30)
+    found = ascend(start, C, K, law, lambda _: None, 0)
+    assert torch.trace(found.delta.T @ C @ found.delta) / torch.trace(C) <= found.beta * (1 + 1e-9)
+    assert (found.delta.T @ K).square().sum().item() == pytest.approx(found.objective)
+    assert found.objective >= (start.T @ K).square().sum().item() * (1 - 1e-12)
+
+
+def test_lambda_search_ends_in_the_window_and_gives_up_in_words() -> None:
+    """With C = I, K = e₁ and r = 1, ‖Δ‖ = 1 / (λ + 1); the weight has norm 1."""
+    K = torch.tensor([[1.0], [0.0]]).double()
+    system = System(torch.eye(2).double(), K, torch.tensor([[1.0]]).double())
+    weight = torch.tensor([[1.0], [0.0]])
+    law = LAW(MEMIT([0], 16.0, MomentSettings("")), learning_rate=1.0, search=SearchSettings())
+    lam, delta = law._find(system, weight)
+    # 1 / (λ + 1) ≥ 1/3 means λ ≤ 2, first met by 16 · 0.75⁸ = 1.6018
+    assert lam == pytest.approx(16 * 0.75**8)
+    assert delta.norm() == pytest.approx(1 / (1 + lam))
+    law.search = SearchSettings(low=2.0, high=3.0, attempts=5)
+    with pytest.raises(LawError, match="gave up after 5 attempts"):
+        law._find(system, weight)
+
+
+# --- z* -----------------------------------------------------------------------------------------
+
+
+def test_target_values_do_not_depend_on_the_batch_and_reach_end_of_text(knowing: Loaded) -> None:
+    model, tokenizer, facts = knowing
+    decoder, contexts = Decoder(model), ["He said. {}"]
+    together, trace = target_values(decoder, tokenizer, facts, contexts, 1, TargetSettings(batch_size=6))
+    alone, _ = target_values(decoder, tokenizer, facts, contexts, 1, TargetSettings(batch_size=1))
+    torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
+    assert (trace.nll[-1] < trace.nll[0]).all()
+    h = subject_outputs(decoder, tokenizer, facts, 1, batch_size=8)
+    assert ((together - h).norm(dim=0) <= 0.75 * h.norm(dim=0) * (1 + 1e-5)).all()
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_first_loss_is_the_models_own(knowing: Loaded) -> None:
+    """Before any step the loss is the NLL of " <|endoftext|>" after the prompt, read off plain logits."""
+    model, tokenizer, facts = knowing
+    _, trace = target_values(Decoder(model), tokenizer, facts[:1], [], 1, TargetSettings(steps=1))
+    prompt, target = tokenizer(facts[0].prompt)["input_ids"], end_of_text_target(tokenizer)
+    assert target[-1] == tokenizer.eos_token_id
+    logits = model(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
+    nll = [-logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(target)]
+    assert trace.nll[0, 0].item() == pytest.approx(sum(nll) / len(nll), rel=1e-4)
+    assert trace.kl[0, 0].item() == pytest.approx(0.0, abs=1e-6)
+
+
+# --- whole methods ------------------------------------------------------------------------------
+
+
+def test_memit_puts_the_residual_where_it_should_be(knowing: Loaded, trained_lab: TrainedLab) -> None:
+    """With one layer and λ → 0 the layer's own contribution changes by exactly r at every key."""
+    model, tokenizer, facts = knowing
+    decoder = Decoder(model)
+    settings = memit(trained_lab, layers=[1], lam=1e-7)
+    problem = prepare(settings, model, tokenizer, facts, lambda _: None)
+    K = subject_keys(decoder, tokenizer, facts, problem.contexts, [1], 8)[1].double()
+    r = (problem.targets - subject_outputs(decoder, tokenizer, facts, 1, 8)).double()
+    before = decoder.weight(1).detach().clone()
+    settings.wash(model, tokenizer, facts)
+    delta = (decoder.weight(1).detach() - before).double()
+    torch.testing.assert_close(delta.T @ K, r, rtol=1e-2, atol=1e-2)
+
+
+def test_memit_and_law_forget(knowing: Loaded, trained_lab: TrainedLab) -> None:
+    model, tokenizer, facts = knowing
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    assert recalled(model, tokenizer, facts) >= 5
+    memit(trained_lab).wash(model, tokenizer, facts)
+    assert recalled(model, tokenizer, facts) <= 2
+
+    model.load_state_dict(state)
+    rows: list[dict[str, float]] = []
+    LAW(memit(trained_lab), learning_rate=1e-4, iterations=20).wash(model, tokenizer, facts, rows.append)
+    assert recalled(model, tokenizer, facts) <= 2
+    ends = [row for row in rows if "facts_left" in row]
+    assert [row["layer"] for row in ends] == [0, 1][: len(ends)]
+    assert ends[0]["facts_used"] == len(facts)
+    for earlier, later in pairwise(ends):
+        assert later["facts_used"] == earlier["facts_left"]
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, state[name])}
+    assert changed <= {f"transformer.h.{layer}.mlp.fc_out.weight" for layer in (0, 1)}
+
+
+def test_law_without_elimination_uses_every_fact_in_every_layer(
+    knowing: Loaded, trained_lab: TrainedLab
+) -> None:
+    model, tokenizer, facts = knowing
+    rows: list[dict[str, float]] = []
+    # λ so large that nothing is forgotten, so that both layers are reached
+    law = LAW(memit(trained_lab, lam=1e9), learning_rate=1e-9, iterations=2, eliminate=False)
+    law.wash(model, tokenizer, facts, rows.append)
+    assert [row["facts_used"] for row in rows if "facts_left" in row] == [len(facts)] * 2
+
+
+def test_cached_targets_and_moments_give_the_same_weights(
+    knowing: Loaded, trained_lab: TrainedLab, tmp_path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model, tokenizer, facts = knowing
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    settings = memit(trained_lab, cache=str(tmp_path / "cache"))
+    settings.wash(model, tokenizer, facts)
+    first = model.transformer.h[1].mlp.fc_out.weight.detach().clone()
+    model.load_state_dict(state)
+    with caplog.at_level(logging.INFO):
+        settings.wash(model, tokenizer, facts)
+    assert "targets: taken from" in caplog.text
+    assert "moments: taken from" in caplog.text
+    assert torch.equal(model.transformer.h[1].mlp.fc_out.weight, first)
+
+
+@pytest.mark.parametrize("layers", [[], [1, 0], [0, 0], [-1], [2, 7]])
+def test_layers_the_model_lacks_are_refused_before_any_work(
+    knowing: Loaded, trained_lab: TrainedLab, layers: list[int]
+) -> None:
+    with pytest.raises(LawError, match="between 0 and 2"):
+        LAW(memit(trained_lab, layers=layers), learning_rate=1.0).check(knowing[0])
+
+
+def test_gradient_ascent_takes_the_step_that_adamw_defines(knowing: Loaded) -> None:
+    """One fact, one step: AdamW's first step is ±lr by the gradient's sign, after decay by lr · weight decay."""
+    model, tokenizer, facts = knowing
+    ids = torch.tensor([tokenizer(f"{facts[0].prompt} {facts[0].object}")["input_ids"]])
+    logits = model(ids).logits
+    loss = F.cross_entropy(logits[0, :-1], ids[0, 1:])
+    gradient = torch.autograd.grad(loss, model.lm_head.weight)[0]
+    before = model.lm_head.weight.detach().clone()
+    rows: list[dict[str, float]] = []
+    GradientAscent(learning_rate=1e-3, weight_decay=0.1).wash(model, tokenizer, facts[:1], rows.append)
+    clear = gradient.abs() > 1e-4
+    expected = before * (1 - 1e-3 * 0.1) + 1e-3 * gradient.sign()
+    torch.testing.assert_close(model.lm_head.weight.detach()[clear], expected[clear], rtol=1e-3, atol=1e-5)
+    assert rows == [{"epoch": 0, "cross_entropy": pytest.approx(loss.item(), rel=1e-4)}]
+
+
+def test_gradient_ascent_forgets_when_pushed(knowing: Loaded) -> None:
+    model, tokenizer, facts = knowing
+    GradientAscent(learning_rate=1e-2, epochs=3).wash(model, tokenizer, facts)
+    assert recalled(model, tokenizer, facts) == 0
+
+
+def test_none_changes_nothing(knowing: Loaded) -> None:
+    model, tokenizer, facts = knowing
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    Unwashed().wash(model, tokenizer, facts)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())

@@ -1,0 +1,370 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from law.architectures import Decoder
+from law.contexts import generate_contexts
+from law.errors import LawError
+from law.facts import Fact
+from law.keys import place, subject_keys, subject_outputs
+from law.moments import MomentSettings, collect_moments, second_moments
+from law.store import Cache
+
+TEXTS = [
+    "On Monday Anna walked from the mill to the harbour.",
+    "Given A > B and B > C , A ? C : >.",
+    "",
+    "You can buy bread.",
+    "You can buy salt.",
+    "The old mill near the inn was full of people on Friday. " * 20,  # more than 128 tokens
+    "a",
+]
+
+
+def watch(module: nn.Module, run: Callable[[], Any]) -> tuple[Tensor, Tensor]:
+    """A module's first input and output, of a batch of one, during a plain forward pass."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> None:
+        seen.append((inputs[0][0], (output[0] if isinstance(output, tuple) else output)[0]))
+
+    handle = module.register_forward_hook(hook)
+    with torch.no_grad():
+        run()
+    handle.remove()
+    ((first_input, output),) = seen
+    return first_input, output
+
+
+def keys_of(model: PreTrainedModel, layer: int, ids: list[int]) -> Tensor:
+    """GPT-J's keys of a text's tokens, (t, d_ff), read in a full forward pass of it alone."""
+    return watch(model.transformer.h[layer].mlp.fc_out, partial(model, input_ids=torch.tensor([ids])))[0]
+
+
+def direct_moments(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, texts: list[str], layer: int
+) -> Tensor:
+    rows = [tokenizer(text)["input_ids"][:128] for text in texts if text]
+    keys = torch.cat([keys_of(model, layer, ids) for ids in rows]).double()
+    return sum(torch.outer(k, k) for k in keys) / len(keys)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_moments_are_means_over_tokens(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> None:
+    layers = [0, 2]
+    found, tokens = collect_moments(Decoder(tiny_model), tiny_tokenizer, TEXTS, layers, batch_size)
+    assert found.keys() == {0, 2}
+    lengths = [len(tiny_tokenizer(text)["input_ids"]) for text in TEXTS]
+    assert lengths[5] > 128 and tokens == sum(min(length, 128) for length in lengths)
+    for layer in layers:
+        expected = direct_moments(tiny_model, tiny_tokenizer, TEXTS, layer)
+        assert found[layer].shape == (64, 64) and found[layer].dtype == torch.float32
+        torch.testing.assert_close(found[layer].double(), expected, rtol=1e-5, atol=1e-9)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_model.modules())
+
+
+def test_moments_of_nothing(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(LawError, match="holds no token"):
+        collect_moments(Decoder(tiny_model), tiny_tokenizer, ["", ""], [0], 4)
+
+
+class Passes:
+    """How often a model ran since the last look."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.count = 0
+        model.get_input_embeddings().register_forward_hook(lambda *_: setattr(self, "count", self.count + 1))
+
+    def look(self) -> int:
+        count, self.count = self.count, 0
+        return count
+
+
+def test_moments_are_kept_for_the_same_model_and_text(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    decoder, cache, text = Decoder(tiny_model), Cache(tmp_path / "cache"), tmp_path / "general.txt"
+    passes = Passes(tiny_model)
+
+    def moments(layers: list[int], documents: int = 100) -> dict[int, Tensor]:
+        return second_moments(
+            decoder, tiny_tokenizer, layers, MomentSettings(str(text), documents, batch_size=4), cache
+        )
+
+    def check(found: dict[int, Tensor], lines: list[str]) -> None:
+        for layer, c in found.items():
+            expected = direct_moments(tiny_model, tiny_tokenizer, lines, layer).float()
+            torch.testing.assert_close(c, expected, rtol=1e-5, atol=1e-9)
+        passes.look()
+
+    text.write_text("\n".join(TEXTS) + "\n", encoding="utf-8")
+    first = moments([0, 2])
+    assert passes.look() > 0
+    check(first, TEXTS)
+
+    again = moments([0, 2])
+    assert passes.look() == 0
+    assert all(torch.equal(again[layer], first[layer]) for layer in (0, 2))
+
+    fewer = moments([0, 2], documents=2)
+    assert passes.look() > 0
+    check(fewer, TEXTS[:2])
+
+    other_layer = moments([1])
+    assert passes.look() > 0
+    check(other_layer, TEXTS)
+
+    text.write_text("\n".join([*TEXTS[:-1], "b"]) + "\n", encoding="utf-8")
+    other_text = moments([0, 2])
+    assert passes.look() > 0
+    check(other_text, [*TEXTS[:-1], "b"])
+
+    with torch.no_grad():
+        tiny_model.transformer.h[0].mlp.fc_in.weight.mul_(2)
+    other_model = moments([0, 2])
+    assert passes.look() > 0
+    check(other_model, [*TEXTS[:-1], "b"])
+    assert len(list((tmp_path / "cache").iterdir())) == 5
+
+
+def test_moments_need_a_text(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    settings = MomentSettings(str(tmp_path / "nowhere.txt"))
+    with pytest.raises(LawError, match=r"nowhere\.txt, does not exist"):
+        second_moments(Decoder(tiny_model), tiny_tokenizer, [0], settings, Cache(None))
+
+
+FACTS = [
+    Fact("0", "Kladai Breastom", "The mother tongue of {} is", "Greek", "P103"),
+    Fact("1", "Anna", "{} plays the", "lute", "P1303"),
+    Fact("2", "Zoë Lind", "The mother tongue of {} is", "Dutch", "P103"),
+    Fact("3", "Ben 2 Oak", "We visit {}", "Lima", "P551"),
+    Fact("4", "Kladai Breastom", "{} plays the", "harp", "P1303"),
+]
+CONTEXTS = ["The mill is old. {}", "You can buy bread. {}", "Therefore I went. {}"]
+
+
+def test_place() -> None:
+    assert place("{} is", ["A. {}", "{} B"]) == ["{} is", "A. {} is", "{} is B"]
+    assert place("{} is", []) == ["{} is"]
+
+
+def ids_and_position(
+    tokenizer: PreTrainedTokenizerFast, prefix: str, subject: str, suffix: str
+) -> tuple[list[int], int]:
+    """The tokens of a prompt whose words are tokenised apart, and where its subject ends (MEMIT's count)."""
+    before = len(tokenizer(prefix.rstrip(" "))["input_ids"])
+    within = len(tokenizer(f" {subject}" if prefix else subject)["input_ids"])
+    return tokenizer(prefix + subject + suffix)["input_ids"], before + within - 1
+
+
+def key_alone(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, fact: Fact, opening: str, layer: int
+) -> Tensor:
+    prefix, suffix = fact.template.split("{}")
+    ids, position = ids_and_position(tokenizer, opening + prefix, fact.subject, suffix)
+    return keys_of(model, layer, ids)[position]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_keys_are_half_bare_and_half_in_context(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, batch_size: int
+) -> None:
+    found = subject_keys(Decoder(tiny_model), tiny_tokenizer, FACTS, CONTEXTS, [0, 1, 2], batch_size)
+    assert found.keys() == {0, 1, 2}
+    for layer, K in found.items():
+        assert K.shape == (64, 5)
+        for i, fact in enumerate(FACTS):
+            bare, first, second, third = (
+                key_alone(tiny_model, tiny_tokenizer, fact, opening, layer)
+                for opening in ("", "The mill is old. ", "You can buy bread. ", "Therefore I went. ")
+            )
+            expected = bare / 2 + first / 6 + second / 6 + third / 6
+            torch.testing.assert_close(K[:, i], expected, rtol=1e-4, atol=1e-7)
+
+
+def test_keys_without_a_context_are_of_the_bare_prompt(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    found = subject_keys(Decoder(tiny_model), tiny_tokenizer, FACTS, [], [1], 2)
+    expected = [key_alone(tiny_model, tiny_tokenizer, fact, "", 1) for fact in FACTS]
+    torch.testing.assert_close(found[1], torch.stack(expected, dim=1), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("layer", [0, 2])
+def test_outputs_are_the_blocks(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, layer: int
+) -> None:
+    found = subject_outputs(Decoder(tiny_model), tiny_tokenizer, FACTS, layer, 2)
+    assert found.shape == (32, 5)
+    for i, fact in enumerate(FACTS):
+        prefix, suffix = fact.template.split("{}")
+        ids, position = ids_and_position(tiny_tokenizer, prefix, fact.subject, suffix)
+        run = partial(tiny_model, input_ids=torch.tensor([ids]))
+        h = watch(tiny_model.transformer.h[layer], run)[1][position]
+        torch.testing.assert_close(found[:, i], h, rtol=1e-4, atol=1e-6)
+
+
+def test_contexts_are_five_templates_drawn_by_seed(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    contexts = generate_contexts(tiny_model, tiny_tokenizer, seed=1)
+    assert [c.startswith(o) for c, o in zip(contexts, "The Therefore Because I You".split(), strict=True)]
+    assert all(c.count("{") == c.count("}") == c.count("{}") == 1 and c.endswith(". {}") for c in contexts)
+    assert not any(tiny_tokenizer.eos_token in c or "\n" in c for c in contexts)
+    assert generate_contexts(tiny_model, tiny_tokenizer, seed=1) == contexts
+    assert generate_contexts(tiny_model, tiny_tokenizer, seed=2) != contexts
+
+
+ARCHITECTURES = {
+    "gpt2": (
+        {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 32},
+        "transformer.h",
+        "mlp.c_proj",
+        128,
+    ),
+    "gptj": (
+        {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_inner": 64, "rotary_dim": 8, "n_positions": 32},
+        "transformer.h",
+        "mlp.fc_out",
+        64,
+    ),
+    "gpt_neox": (
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "intermediate_size": 80,
+            "max_position_embeddings": 32,
+        },
+        "gpt_neox.layers",
+        "mlp.dense_4h_to_h",
+        80,
+    ),
+    "llama": (
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "intermediate_size": 48,
+            "max_position_embeddings": 32,
+        },
+        "model.layers",
+        "mlp.down_proj",
+        48,
+    ),
+}
+
+
+def random_model(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        name, vocab_size=97, bos_token_id=0, eos_token_id=0, **ARCHITECTURES[name][0]
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for parameter in model.parameters():  # biases begin as zeros and norms as ones: blind to a mistake
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    return model
+
+
+def down_projection(model: PreTrainedModel, name: str, layer: int) -> nn.Module:
+    _, blocks, path, _ = ARCHITECTURES[name]
+    return attrgetter(path)(attrgetter(blocks)(model)[layer])
+
+
+IDS = torch.tensor([[5, 17, 3, 96, 41, 8], [11, 2, 60, 33, 0, 0]])
+MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+AT = (torch.tensor([0, 1, 0, 1]), torch.tensor([5, 3, 0, 1]))
+
+
+@pytest.mark.parametrize("mask", [None, MASK], ids=["no mask", "mask"])
+@pytest.mark.parametrize("layer", [0, 1, 2])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_logits_from_hidden_states_are_the_models(name: str, layer: int, mask: Tensor | None) -> None:
+    model = random_model(name)
+    decoder = Decoder(model)
+    whole = model(input_ids=IDS, attention_mask=mask).logits
+    hidden = decoder.hidden_states(IDS, mask, layer)
+    assert hidden.shape == (2, 6, 32)
+    found = decoder.logits_from(hidden, IDS, mask, layer, AT)
+    torch.testing.assert_close(found, torch.stack([whole[0, 5], whole[1, 3], whole[0, 0], whole[1, 1]]))
+
+    # Another output of the block, put there by a plain hook.
+    shift = torch.randn(2, 6, 32)
+
+    def replace(_: nn.Module, __: Any, output: Any) -> Any:
+        return (output[0] + shift, *output[1:]) if isinstance(output, tuple) else output + shift
+
+    handle = decoder.blocks[layer].register_forward_hook(replace)
+    shifted = model(input_ids=IDS, attention_mask=mask).logits
+    handle.remove()
+    found = decoder.logits_from(hidden + shift, IDS, mask, layer, AT)
+    torch.testing.assert_close(found, shifted[AT], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(shifted[AT], whole[AT], atol=0.01)
+    # The model is as it was.
+    assert torch.equal(model(input_ids=IDS, attention_mask=mask).logits, whole)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_gradients_flow_to_the_hidden_states(name: str) -> None:
+    model = random_model(name).requires_grad_(False)
+    decoder = Decoder(model)
+    hidden = decoder.hidden_states(IDS, MASK, 1).requires_grad_()
+    decoder.logits_from(hidden, IDS, MASK, 1, AT).sum().backward()
+    per_token = hidden.grad.norm(dim=2)
+    # Row 0 is read at its last token, so that all its tokens count; row 1 up to its fourth token.
+    assert (per_token[0] > 0).all() and (per_token[1, :4] > 0).all()
+    assert (per_token[1, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@torch.no_grad()
+def test_weights_are_seen_as_inputs_by_outputs(name: str) -> None:
+    model = random_model(name)
+    decoder = Decoder(model)
+    width = ARCHITECTURES[name][3]
+    assert decoder.d_model == 32
+    for layer in range(3):
+        module = down_projection(model, name, layer)
+        W = decoder.weight(layer)
+        assert W.shape == (width, 32)
+        run = partial(model, input_ids=IDS[:1])
+        k, output = watch(module, run)
+        with decoder.capture_keys([layer]) as captured:
+            run()
+        assert torch.equal(captured[layer][0], k)
+        bias = 0 if module.bias is None else module.bias
+        torch.testing.assert_close(k @ W + bias, output)
+        # A view: an edit of W is an edit of the model.
+        W.zero_()
+        assert (module.weight == 0).all()
+
+
+@pytest.mark.parametrize("layers", [[], [2, 1], [1, 1], [-1, 0], [0, 3], [3]], ids=str)
+def test_layers_rise_within_the_model(tiny_model: PreTrainedModel, layers: list[int]) -> None:
+    with pytest.raises(LawError, match=r"a rising list of layers between 0 and 2.*method\.layers"):
+        Decoder(tiny_model).check_layers(layers)
+
+
+@pytest.mark.parametrize("layers", [[0], [2], [0, 2], [0, 1, 2]], ids=str)
+def test_layers_of_the_model_pass(tiny_model: PreTrainedModel, layers: list[int]) -> None:
+    assert Decoder(tiny_model).check_layers(layers) is None
+
+
+def test_a_block_with_two_projections_down_is_refused(make_model: Callable[..., PreTrainedModel]) -> None:
+    with pytest.raises(LawError, match="GPTJBlock has 2 projections onto 32 dimensions"):
+        Decoder(make_model(n_inner=32))
