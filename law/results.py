@@ -1,10 +1,11 @@
 """Every number a run reports: its key in ``metrics.json``, its unit and which way is better.
 
-This is the one place where metrics are named. ``docs/metrics.md`` is printed from it.
+This is the one place where metrics are named. ``docs/metrics.md`` is :func:`as_markdown`, written down.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,10 +58,18 @@ def describe(key: str) -> Metric:
         KeyError: the key is not documented here.
     """
     for metric in METRICS:
-        prefix, found, suffix = metric.key.partition("{task}")
-        if not found and key == metric.key:
-            return metric
-        if found and key.startswith(prefix) and key.endswith(suffix) and "/" in key[len(prefix) :]:
-            task = key[len(prefix) : len(key) - len(suffix)]
-            return Metric(key, metric.title.format(task=task), metric.unit, metric.better, metric.meaning)
+        found = re.fullmatch(metric.key.replace("{task}", "(?P<task>[^/]+)"), key)
+        if found:
+            title = metric.title.format(**found.groupdict())
+            return Metric(key, title, metric.unit, metric.better, metric.meaning)
     raise KeyError(f"metric {key!r} is not documented in law/results.py; add it to METRICS")
+
+
+def as_markdown() -> str:
+    """The page ``docs/metrics.md``."""
+    head = (
+        "# Metrics\n\nThe keys of `metrics.json`, as `law/results.py` documents them. A fraction lies between 0 and 1\n"
+        "(tables show percent). `{task}` stands for the name of a harness task.\n\n"
+        "| key | unit | better | meaning |\n| --- | --- | --- | --- |\n"
+    )
+    return head + "".join(f"| `{m.key}` | {m.unit} | {m.better} | {m.meaning} |\n" for m in METRICS)
