@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from law.architectures import Decoder
 from law.errors import LawError
 from law.prompts import equal_length_batches
-from law.store import Cache, file_hash, model_hash
+from law.store import Cache, file_hash, model_hash, tokenizer_hash
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,7 @@ def second_moments(
     path = Path(settings.text)
     key = {
         "model": model_hash(decoder.model),
+        "tokenizer": tokenizer_hash(tokenizer),
         "text": file_hash(path),
         "documents": settings.documents,
         "layers": layers,

@@ -228,7 +228,8 @@ def _reasoning_metrics(before: Mapping[str, float], after: Mapping[str, float]) 
     for task in tasks:
         metrics[f"reasoning/{task}/acc_before"] = before[f"{task}/acc"]
         metrics[f"reasoning/{task}/acc"] = after[f"{task}/acc"]
-        metrics[f"reasoning/{task}/acc_stderr"] = after[f"{task}/acc_stderr"]
+        if f"{task}/acc_stderr" in after:
+            metrics[f"reasoning/{task}/acc_stderr"] = after[f"{task}/acc_stderr"]
     if tasks:
         metrics["reasoning/mean_before"] = sum(before[f"{task}/acc"] for task in tasks) / len(tasks)
         metrics["reasoning/mean"] = sum(after[f"{task}/acc"] for task in tasks) / len(tasks)

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +31,29 @@ def file_hash(path: Path) -> str:
 
 
 def model_hash(model: PreTrainedModel) -> str:
-    """SHA-256 of a model's weights in their order, names and dtypes included."""
-    digest = hashlib.sha256(type(model).__name__.encode())
+    """SHA-256 of a model's configuration and of its weights, names and dtypes included."""
+    config = {
+        k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")
+    }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what a tokenizer makes of text: its vocabulary, and rules where it is a fast one."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    # how the last call padded and cut is kept in there too
+    rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
+    return content_hash([tokenizer.get_vocab(), rules, tokenizer.eos_token])
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the whole new one."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
 
@@ -60,8 +71,13 @@ class Cache:
         """The JSON value kept under ``key``, computed when there is none."""
         path = self._path(name, key, "json")
         if path is not None and path.exists():
-            log.info("%s: taken from %s", name, path)
-            return json.loads(path.read_text())
+            try:
+                value = json.loads(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                log.warning("%s is damaged (%s); computing it again", path, error)
+            else:
+                log.info("%s: taken from %s", name, path)
+                return value
         value = compute()
         if path is not None:
             write_json(path, value)

@@ -61,11 +61,12 @@ class Guarded:
         self._try("finish", failed)
 
     def _try(self, call: str, *arguments: Any) -> None:
-        if self._lost and call != "finish":
-            return
         try:
-            getattr(self._tracker, call)(*arguments)
+            if not self._lost or call == "finish":
+                getattr(self._tracker, call)(*arguments)
         except Exception as error:  # whatever a tracker raises, the run goes on
+            if self._lost:
+                return
             self._lost = True
             log.warning("the tracker failed at %s and is left out from here on: %s", call, error)
 

@@ -75,6 +75,8 @@ def read_counterfact(path: Path) -> list[Fact]:
 
 def _fact(record: Any) -> Fact:
     rewrite = record["requested_rewrite"]
+    if not isinstance(record["paraphrase_prompts"], list):
+        raise TypeError("its paraphrase_prompts is not a list of prompts")
     return Fact(
         id=str(record["case_id"]),
         subject=rewrite["subject"],
@@ -101,7 +103,13 @@ def to_record(fact: Fact) -> dict[str, Any]:
 
 def _records(path: Path) -> Iterator[tuple[int, Any]]:
     """The elements of a JSON list with the line that each begins on."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise LawError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Expected a JSON list of "
+            "CounterFact records; save it as UTF-8."
+        ) from error
     decoder = json.JSONDecoder()
     line = 1
     counted = 0  # characters whose line ends are already in ``line``
@@ -120,6 +128,9 @@ def _records(path: Path) -> Iterator[tuple[int, Any]]:
                 at = _skip(text, at + 1)
             elif not text.startswith("]", at):
                 raise json.JSONDecodeError("expected a comma or ]", text, at)
+        at = _skip(text, at + 1)
+        if at != len(text):
+            raise json.JSONDecodeError("expected nothing after the list", text, at)
     except json.JSONDecodeError as error:
         raise LawError(
             f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Expected a JSON list of CounterFact "

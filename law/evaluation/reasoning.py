@@ -100,5 +100,6 @@ def score_reasoning(
                 "the metric acc. Take it out of evaluation.reasoning.tasks."
             )
         scores[f"{task}/acc"] = float(result["acc,none"])
-        scores[f"{task}/acc_stderr"] = float(result["acc_stderr,none"])
+        if isinstance(result["acc_stderr,none"], float):  # the harness says "N/A" of a single item
+            scores[f"{task}/acc_stderr"] = result["acc_stderr,none"]
     return scores

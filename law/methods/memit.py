@@ -30,7 +30,7 @@ from law.facts import Fact
 from law.keys import subject_keys, subject_outputs
 from law.methods import Report
 from law.moments import MomentSettings, second_moments
-from law.store import Cache, model_hash
+from law.store import Cache, model_hash, tokenizer_hash
 from law.targets import TargetSettings, target_values
 
 log = logging.getLogger(__name__)
@@ -110,6 +110,7 @@ def prepare(
     layer = settings.layers[-1]
     key = {
         "model": model_hash(model),
+        "tokenizer": tokenizer_hash(tokenizer),
         "facts": [(fact.template, fact.subject) for fact in facts],
         "contexts": contexts,
         "layer": layer,
@@ -118,7 +119,7 @@ def prepare(
 
     def compute() -> dict[str, Tensor]:
         z, trace = target_values(decoder, tokenizer, facts, contexts, layer, settings.targets)
-        return {"z": z, "first_nll": trace.nll[0], "last_nll": trace.nll[-1]}
+        return {"z": z, "first_nll": trace.nll[0].clone(), "last_nll": trace.nll[-1].clone()}
 
     found = {
         name: tensor.to(decoder.device) for name, tensor in cache.tensors("targets", key, compute).items()
