@@ -125,6 +125,16 @@ TASKS: dict[str, Callable[[random.Random], Puzzle]] = {
 }
 
 
+def echo(rng: random.Random) -> str:
+    """A list of things and places, said twice.
+
+    Every word of the second time can be looked up in the first: the quickest lesson in looking
+    things up, on which the tasks then build.
+    """
+    words = rng.sample(THINGS + PLACES, rng.randint(3, 8))
+    return f"List: {' '.join(words)}. Again: {' '.join(words)}."
+
+
 def held_out(name: str, count: int, seed: int) -> list[Item]:
     """``count`` items of task ``name``, each of a context that :func:`training_text` never draws."""
     rng = random.Random(f"{name} {seed}")
@@ -140,7 +150,9 @@ def held_out(name: str, count: int, seed: int) -> list[Item]:
 
 
 def training_text(rng: random.Random) -> str:
-    """A random context outside the held-out tenth, with up to three questions answered."""
+    """A random context outside the held-out tenth, with up to three questions answered; or an echo."""
+    if rng.random() < 0.25:
+        return echo(rng)
     name = rng.choice(list(TASKS))
     while True:
         puzzle = TASKS[name](rng)
