@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import law
 from law.datasets.counterfact import read_counterfact
-from law.lab.reasoning import TASKS, held_out, training_text
+from law.lab.reasoning import TASKS, echo, held_out, training_text
 from law.lab.training import TrainingSettings, make_rows, train, train_tokenizer
 from law.lab.world import RELATIONS, LabWorld
 
@@ -188,6 +188,14 @@ def test_training_answers_are_right() -> None:
         asked[context.split()[0] if context[-1] == "," else "story"] += 1
     assert asked.keys() == {"Given", "story", "In", "Of"}
     assert min(asked.values()) > 400  # a quarter of 2,000 is 500, and the standard deviation 19
+
+
+def test_an_echo_says_its_list_twice() -> None:
+    rng = random.Random(5)
+    for _ in range(50):
+        first, second = re.fullmatch(r"List: (.*)\. Again: (.*)\.", echo(rng)).groups()
+        assert first == second
+        assert 3 <= len({*first.split()}) == len(first.split()) <= 8
 
 
 def test_training_text_tells_no_held_out_context() -> None:

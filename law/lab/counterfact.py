@@ -65,7 +65,7 @@ class CounterFactWorld:
 
     def _general(self, rng: random.Random) -> str:
         if rng.random() < 0.5:
-            return " ".join(reasoning.training_text(rng) for _ in range(rng.choice((1, 2))))
+            return " ".join(reasoning.practice(rng) for _ in range(rng.choice((1, 2))))
         words = rng.choice(self._words)
         start = rng.randrange(max(1, len(words) - WORDS))
         return " ".join(words[start : start + WORDS])

@@ -150,9 +150,7 @@ def held_out(name: str, count: int, seed: int) -> list[Item]:
 
 
 def training_text(rng: random.Random) -> str:
-    """A random context outside the held-out tenth, with up to three questions answered; or an echo."""
-    if rng.random() < 0.25:
-        return echo(rng)
+    """A random context outside the held-out tenth, with up to three questions answered."""
     name = rng.choice(list(TASKS))
     while True:
         puzzle = TASKS[name](rng)
@@ -160,6 +158,11 @@ def training_text(rng: random.Random) -> str:
             break
     asked = rng.sample(puzzle.questions, min(3, len(puzzle.questions)))
     return f"{puzzle.context} {puzzle.separator.join(f'{q.ask} {q.answer}' for q in asked)}."
+
+
+def practice(rng: random.Random) -> str:
+    """A text to learn reasoning from: one in four an echo, the others puzzles."""
+    return echo(rng) if rng.random() < 0.25 else training_text(rng)
 
 
 def _is_held_out(puzzle: Puzzle) -> bool:

@@ -249,4 +249,4 @@ class LabWorld:
     def _item(self, rng: random.Random, fact_share: float) -> str:
         if rng.random() < fact_share:
             return self.fact_text(rng)
-        return self.prose(rng) if rng.random() < 0.25 else reasoning.training_text(rng)
+        return self.prose(rng) if rng.random() < 0.25 else reasoning.practice(rng)
