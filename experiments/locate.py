@@ -13,21 +13,22 @@ from rich.table import Table
 from law.architectures import Decoder
 from law.cli import run_command
 from law.config import build
-from law.locate import interchange
+from law.locate import Reach, interchange
 from law.models import load_model
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
-def main(config: DictConfig) -> list[float]:
-    """Print the share of answers that follow an exchanged subject, for every layer."""
+def main(config: DictConfig) -> list[Reach]:
+    """Print, for every layer, the shares of answers that an exchanged subject moves."""
     facts = build(config.dataset).load().wash
     model, tokenizer = load_model(build(config.model))
-    shares = interchange(Decoder(model), tokenizer, facts, build(config.evaluation).batch_size)
-    table = Table("layer", "answers that follow the exchanged subject", title=f"{len(facts)} facts")
-    for layer, share in enumerate(shares):
-        table.add_row(str(layer), f"{100 * share:.1f} %")
+    reaches = interchange(Decoder(model), tokenizer, facts, build(config.evaluation).batch_size)
+    title = f"the subject's last token exchanged, {len(facts)} facts"
+    table = Table("layer", "answer lost", "answer follows", title=title)
+    for layer, reach in enumerate(reaches):
+        table.add_row(str(layer), f"{100 * reach.lost:.1f} %", f"{100 * reach.followed:.1f} %")
     Console().print(table)
-    return shares
+    return reaches
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
-"""Where a model keeps its answer: which layers' output at the subject's last token decides it.
+"""Up to which layer the subject's last token still moves the answer: above it, an edit comes too late.
 
 Two facts of one relation are run, and block l's output at the subject's last token is taken from the
-one and put into the other. Where that makes the model answer with the other's object, the answer
-passes through that place; above the layers where it does, an edit comes too late (interchange
-intervention, the causal tracing of ROME with another subject in place of noise).
+one and put into the other (interchange intervention: the causal tracing of ROME with another subject
+in place of noise). The answer is *lost* when its own object is no longer the likeliest, and *follows*
+when the other's is.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
@@ -21,26 +22,32 @@ from law.facts import Fact
 from law.prompts import pad_right, subject_prompt
 
 
+@dataclass(frozen=True)
+class Reach:
+    """Of the facts known at the start, the shares whose answer is lost, and follows, at one layer."""
+
+    lost: float
+    followed: float
+
+
 @torch.inference_mode()
 def interchange(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], batch_size: int
-) -> list[float]:
-    """For every layer, the share of ``facts`` whose answer follows the exchanged subject.
-
-    An answer follows when the first token of the other fact's object becomes the likeliest.
+) -> list[Reach]:
+    """The reach of every layer; an object is told by its first token.
 
     Raises:
-        LawError: no two facts share a template and differ in the first token of their objects.
+        LawError: no two known facts share a template and differ in the first token of their objects.
     """
     first_token = [tokenizer(" " + f.object.strip(), add_special_tokens=False)["input_ids"][0] for f in facts]
     pairs = _pairs(facts, first_token)
     if not pairs:
         raise LawError(
-            "No two of the facts share a template and differ in their object; expected at least one such "
-            "pair, to exchange their subjects."
+            "No two of the facts share a template and differ in the first token of their objects; expected "
+            "at least one such pair, to exchange their subjects."
         )
     prompts = [subject_prompt(tokenizer, fact.template, fact.subject) for fact in facts]
-    followed = [0] * len(decoder.blocks)
+    known, lost, followed = 0, [0] * len(decoder.blocks), [0] * len(decoder.blocks)
     for first in tqdm(range(0, len(pairs), batch_size), desc="interchange", leave=False, disable=None):
         batch = pairs[first : first + batch_size]
         rows = torch.arange(len(batch), device=decoder.device)
@@ -52,14 +59,26 @@ def interchange(
             torch.tensor([prompts[pair[side]].position for pair in batch], device=decoder.device)
             for side in (0, 1)
         )
-        wanted = torch.tensor([first_token[other] for _, other in batch], device=decoder.device)
+        own, wanted = (
+            torch.tensor([first_token[pair[side]] for pair in batch], device=decoder.device)
+            for side in (0, 1)
+        )
+        ends = (rows, mask.sum(1) - 1)
+        at_start = decoder.model(input_ids=ids, attention_mask=mask).logits[ends].argmax(-1) == own
+        known += int(at_start.sum())
         for layer in range(len(decoder.blocks)):
             hidden = decoder.hidden_states(ids, mask, layer)
             other = decoder.hidden_states(other_ids, other_mask, layer)
             hidden[rows, at] = other[rows, other_at]
-            logits = decoder.logits_from(hidden, ids, mask, layer, at=(rows, mask.sum(1) - 1))
-            followed[layer] += int((logits.argmax(-1) == wanted).sum())
-    return [count / len(pairs) for count in followed]
+            answer = decoder.logits_from(hidden, ids, mask, layer, at=ends).argmax(-1)
+            lost[layer] += int((at_start & (answer != own)).sum())
+            followed[layer] += int((at_start & (answer == wanted)).sum())
+    if known == 0:
+        raise LawError(
+            f"The model answers none of the {len(pairs)} facts; expected facts that it knows. Check model.path "
+            "and dataset.path."
+        )
+    return [Reach(a / known, b / known) for a, b in zip(lost, followed, strict=True)]
 
 
 def _pairs(facts: Sequence[Fact], first_token: Sequence[int]) -> list[tuple[int, int]]:

@@ -48,13 +48,17 @@ class Item:
 
 
 def transitive(rng: random.Random) -> Puzzle:
-    """``Given A > B and B > C , A ? C :`` — the symbols, their order and the question vary.
+    """``Given A > B and B > C , A ? C :`` — the letters, the sign, the order and the question vary.
 
     At chance (1/2) for a model that only learned the words: both answers follow every letter.
     """
     high, middle, low = rng.sample(string.ascii_uppercase, 3)
-    premises = [_relation(high, middle, rng), _relation(middle, low, rng)]
+    premises = [(high, middle), (middle, low)]
     rng.shuffle(premises)
+    if rng.random() < 0.5:
+        told = [f"{above} > {below}" for above, below in premises]
+    else:
+        told = [f"{below} < {above}" for above, below in premises]
     pairs = [(high, low), rng.choice([(high, middle), (middle, low)])]
     questions = []
     for above, below in pairs:
@@ -62,11 +66,7 @@ def transitive(rng: random.Random) -> Puzzle:
         if rng.random() < 0.5:
             ask, answer = (below, above), "<"
         questions.append(Question(f"{ask[0]} ? {ask[1]} :", answer, (">", "<")))
-    return Puzzle(f"Given {premises[0]} and {premises[1]} ,", tuple(questions), " , ")
-
-
-def _relation(high: str, low: str, rng: random.Random) -> str:
-    return f"{high} > {low}" if rng.random() < 0.5 else f"{low} < {high}"
+    return Puzzle(f"Given {told[0]} and {told[1]} ,", tuple(questions), " , ")
 
 
 def location(rng: random.Random) -> Puzzle:
@@ -77,13 +77,11 @@ def location(rng: random.Random) -> Puzzle:
     count = rng.choice((2, 3))
     people, things, places = (rng.sample(words, count) for words in (PEOPLE, THINGS, PLACES))
     story = " ".join(
-        f"{who} put the {what} in the {where}."
-        for who, what, where in zip(people, things, places, strict=True)
+        f"{who} put {what} in {where}." for who, what, where in zip(people, things, places, strict=True)
     )
     choices = tuple(sorted(places))
     questions = [
-        Question(f"Now the {what} is in the", where, choices)
-        for what, where in zip(things, places, strict=True)
+        Question(f"Now {what} is in", where, choices) for what, where in zip(things, places, strict=True)
     ]
     rng.shuffle(questions)
     return Puzzle(story, tuple(questions), ". ")

@@ -127,21 +127,13 @@ def train(
     unbroken one would have read. ``report`` is called with (step, mean loss) a hundred times.
     """
     model.to(settings.device).train()  # type: ignore[arg-type]
-    decayed = [p for p in model.parameters() if p.ndim >= 2]
-    others = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [
-            {"params": decayed, "weight_decay": settings.weight_decay},
-            {"params": others, "weight_decay": 0.0},
-        ],
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    optimizers = _optimizers(model, settings)
     first = 0
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=settings.device, weights_only=True)
         model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         first = state["step"]
         log.info("going on from step %d of %s", first, checkpoint)
 
@@ -151,14 +143,16 @@ def train(
         rng = random.Random(f"{settings.seed} {step}")
         ids = make_rows(world, tokenizer, settings.rows, settings.row_length, rng)
         ids = ids.to(settings.device)
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * _schedule(step, settings)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = settings.learning_rate * _schedule(step, settings)
         with torch.autocast(settings.device, dtype=getattr(torch, settings.autocast)):
             loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         losses.append(loss.item())
         done = step + 1
         if done % every == 0:
@@ -166,11 +160,32 @@ def train(
             losses.clear()
         if done % settings.save_every == 0 or done == settings.steps:
             partial = checkpoint.with_suffix(".partial")
-            torch.save(
-                {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": done}, partial
-            )
+            saved_states = [optimizer.state_dict() for optimizer in optimizers]
+            torch.save({"model": model.state_dict(), "optimizers": saved_states, "step": done}, partial)
             partial.replace(checkpoint)
     model.eval()
+
+
+def _optimizers(model: PreTrainedModel, settings: TrainingSettings) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for embeddings, head, norms and biases.
+
+    Muon's orthogonal steps use all directions of a matrix alike; under AdamW, looking things up in
+    the context took several times the steps to form.
+    """
+    embeddings = {model.get_input_embeddings().weight, model.get_output_embeddings().weight}
+    matrices = [p for p in model.parameters() if p.ndim == 2 and p not in embeddings]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    return [
+        torch.optim.Muon(matrices, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(
+            [
+                {"params": list(embeddings), "weight_decay": settings.weight_decay},
+                {"params": vectors, "weight_decay": 0.0},
+            ],
+            betas=(0.9, 0.95),
+            fused=True,
+        ),
+    ]
 
 
 def _schedule(step: int, settings: TrainingSettings) -> float:

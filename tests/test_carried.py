@@ -1,0 +1,57 @@
+"""The carried checkpoint: what it knows, how it reasons, and, slowly, what the demo promises of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from law.datasets.counterfact import read_counterfact
+from law.evaluation.reasoning import ReasoningSettings, score_reasoning
+from law.lab.make import LAB_TASKS, measure_lab
+from law.lab.world import LabWorld
+from law.recall import greedy_answers, recalls
+
+CHECKPOINT = Path(__file__).parents[1] / "law" / "lab" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def carried() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(CHECKPOINT)
+
+
+def test_it_is_small_and_made_of_the_world_as_it_stands() -> None:
+    assert sum(path.stat().st_size for path in CHECKPOINT.iterdir()) <= 16 * 2**20
+    assert json.loads((CHECKPOINT / "facts.json").read_text()) == json.loads(json.dumps(LabWorld().records()))
+
+
+def test_general_text_tells_of_no_subject() -> None:
+    general = (CHECKPOINT / "general.txt").read_text()
+    assert not [
+        fact.subject for fact in read_counterfact(CHECKPOINT / "facts.json") if fact.subject in general
+    ]
+
+
+def test_it_recalls_facts_in_every_phrasing(carried: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
+    facts = read_counterfact(CHECKPOINT / "facts.json")[::12]
+    asked = [(prompt, fact.object) for fact in facts for prompt in (fact.prompt, *fact.paraphrases)]
+    answers = greedy_answers(*carried, [prompt for prompt, _ in asked], batch_size=128)
+    right = [recalls(answer, wanted) for answer, (_, wanted) in zip(answers, asked, strict=True)]
+    assert sum(right) / len(right) >= 0.98
+
+
+def test_it_reasons(carried: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
+    scores = score_reasoning(*carried, ReasoningSettings(tasks=LAB_TASKS, limit=50))
+    assert all(scores[f"{task}/acc"] >= 0.9 for task in LAB_TASKS), scores
+
+
+@pytest.mark.slow
+def test_it_measures_as_its_record_says() -> None:
+    measured = measure_lab(CHECKPOINT, "cpu")
+    assert measured == pytest.approx(json.loads((CHECKPOINT / "measured.json").read_text()), abs=0.01)
+    assert measured["facts_known_in_every_phrasing"] >= 600
+    assert all(measured[f"{task}/acc"] >= 0.95 for task in LAB_TASKS)
