@@ -5,7 +5,7 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import combinations, count, islice, permutations
+from itertools import count, islice, permutations
 from pathlib import Path
 
 import pytest
@@ -106,57 +106,45 @@ def test_a_blank_is_about_a_stranger(world: LabWorld) -> None:
         assert known.isdisjoint(blank.split())
 
 
-def relation_between(context: str, one: str, two: str) -> str:
-    """The only sign that agrees with every ranking of the letters in which the premises hold."""
-    premises = re.findall(r"([A-Z]) ([<>]) ([A-Z])", context)
-    letters = sorted({letter for a, _, b in premises for letter in (a, b)})
-    assert len(premises) == 2 and len(letters) == 3
-    signs = set()
-    for ranking in permutations(letters):
-        above = set(combinations(ranking, 2))
-        if all(((a, b) if sign == ">" else (b, a)) in above for a, sign, b in premises):
-            signs.add(">" if (one, two) in above else "<")
-    (sign,) = signs
-    return sign
-
-
 def solve(context: str, ask: str) -> tuple[str, set[str]]:
     """The answer to a question about a context, and what else could be meant to be one."""
-    if match := re.fullmatch(r"([A-Z]) \? ([A-Z]) :", ask):
-        return relation_between(context, *match.groups()), {">", "<"}
-    if match := re.fullmatch(r"Now the (\w+) is in the", ask):
-        places = dict(re.findall(r"\w+ put the (\w+) in the (\w+)\.", context))
-        return places[match[1]], {*places.values()}
+    if match := re.fullmatch(r"then (\w) is", ask):
+        pairs = re.findall(r"(\w) > (\w)", context)
+        letters = {letter for pair in pairs for letter in pair}
+        (ranking,) = [
+            order for order in permutations(letters) if all(order.index(a) < order.index(b) for a, b in pairs)
+        ]
+        assert match[1] != ranking[1]
+        return ("highest" if match[1] == ranking[0] else "lowest"), {"highest", "lowest"}
+    if match := re.fullmatch(r"the code of (\w+) is", ask):
+        codes = dict(re.findall(r"(\w+) (\w+)(?= [,;])", context))
+        return codes[match[1]], {*codes.values()}
+    row = context.removeprefix("In the row ").removesuffix(" ,").split(" ")
     if match := re.fullmatch(r"after (\w+) comes", ask):
-        row = context.removeprefix("In the row ").removesuffix(" ,").split(" ")
         return row[row.index(match[1]) + 1], {*row} - {match[1]}
+    if match := re.fullmatch(r"the (first|last) is", ask):
+        return row[0 if match[1] == "first" else -1], {*row}
     match = re.fullmatch(r"the (larger|smaller) is", ask)
     numbers = sorted(map(int, re.fullmatch(r"Of (\d\d) and (\d\d) ,", context).groups()))
     return str(numbers[match[1] == "larger"]), {*map(str, numbers)}
 
 
-CONTEXTS = {
-    "lab_transitive": r"Given .*? ,(?= [A-Z] \?)",
-    "lab_location": r".*?\.(?= Now the)",
-    "lab_row": r"In the row .*? ,(?= after)",
-    "lab_larger": r"Of .*? ,(?= the)",
-}
-QUESTION = r"[A-Z] \? [A-Z] :|Now the \w+ is in the|after \w+ comes|the (?:larger|smaller) is"
+QUESTION = r"then \w is|the code of \w+ is|after \w+ comes|the (?:first|last|larger|smaller) is"
+CONTEXT = rf"(?:Given|Codes|In the row|Of) .*? [,;](?= (?:{QUESTION}))"
 
 
 def context_of(text: str) -> str:
-    (match,) = (m for m in (re.match(pattern, text) for pattern in CONTEXTS.values()) if m)
-    return match[0]
+    return re.match(CONTEXT, text)[0]
 
 
 def test_the_solver() -> None:
-    assert relation_between("Given B < A and B > C ,", "C", "A") == "<"
-    assert relation_between("Given B < A and B > C ,", "A", "C") == ">"
-    story = "Ida put the pen in the jar. Leo put the cup in the box."
-    assert solve(story, "Now the cup is in the") == ("box", {"jar", "box"})
+    assert solve("Given B > C and A > B ,", "then A is") == ("highest", {"highest", "lowest"})
+    assert solve("Given B > C and A > B ,", "then C is") == ("lowest", {"highest", "lowest"})
+    assert solve("Codes : cup box , pen jar ;", "the code of pen is") == ("jar", {"jar", "box"})
     assert solve("In the row cup pen map ,", "after cup comes") == ("pen", {"pen", "map"})
+    assert solve("In the row X B Q ,", "the last is") == ("Q", {"X", "B", "Q"})
     assert solve("Of 12 and 98 ,", "the larger is") == ("98", {"12", "98"})
-    assert context_of(f"{story} Now the cup is in the box.") == story
+    assert context_of("Codes : cup box , pen jar ; the code of pen is jar.") == "Codes : cup box , pen jar ;"
     assert context_of("Of 12 and 98 , the larger is 98.") == "Of 12 and 98 ,"
 
 
@@ -185,9 +173,9 @@ def test_training_answers_are_right() -> None:
         for ask, given in pairs:
             assert solve(context, ask)[0] == given, text
         assert 1 <= len(pairs) <= 3 and len({ask for ask, _ in pairs}) == len(pairs)
-        asked[context.split()[0] if context[-1] == "," else "story"] += 1
-    assert asked.keys() == {"Given", "story", "In", "Of"}
-    assert min(asked.values()) > 400  # a quarter of 2,000 is 500, and the standard deviation 19
+        asked[context.split()[0]] += 1
+    assert asked.keys() == {"Given", "Codes", "In", "Of"}
+    assert min(asked.values()) > 300  # a fifth of 2,000 is 400, and the standard deviation 18
 
 
 def test_an_echo_says_its_list_twice() -> None:
@@ -204,8 +192,8 @@ def test_training_text_tells_no_held_out_context() -> None:
     for name in TASKS:
         items = held_out(name, 500, seed=1)
         assert seen.isdisjoint(context_of(item.prompt) for item in items)
-    # Of the 8,010 contexts of two numbers some 5,000 draws meet nearly half.
-    assert sum(context.startswith("Of") for context in seen) > 3000
+    # Of the 7,200 contexts of two numbers that may be told some 4,000 draws meet two in five.
+    assert sum(context.startswith("Of") for context in seen) > 2500
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -12,7 +12,7 @@ from law.errors import LawError
 from law.evaluation.reasoning import ReasoningSettings, load_tasks, score_reasoning
 
 ROWS = Path(law.__file__).parent / "evaluation" / "tasks" / "lab"
-LAB = ["lab_transitive", "lab_location", "lab_row", "lab_larger"]
+LAB = ["lab_rank", "lab_code", "lab_row", "lab_larger"]
 
 
 @torch.no_grad()
@@ -62,7 +62,7 @@ def test_an_unknown_task_suggests_the_nearest() -> None:
     with pytest.raises(LawError) as failure:
         load_tasks(ReasoningSettings(tasks=["lab_row", "lab_tranitive"]))
     message = str(failure.value)
-    assert "Unknown reasoning task 'lab_tranitive'. Did you mean 'lab_transitive'?" in message
+    assert "Unknown reasoning task 'lab_tranitive'. Did you mean 'lab_rank'?" in message
     assert all(task in message for task in [*LAB, "lambada_openai_mirror"])
     assert "evaluation.reasoning.tasks" in message
 

@@ -15,6 +15,7 @@ from transformers import AutoTokenizer
 
 from law.datasets.counterfact import read_counterfact
 from law.evaluation.reasoning import ReasoningSettings, score_reasoning
+from law.lab.reasoning import TASKS
 from law.lab.training import TrainingSettings, World, new_model, train, train_tokenizer
 from law.models import ModelSettings, load_model
 from law.recall import greedy_answers, recalls
@@ -23,7 +24,6 @@ from law.store import write_json
 log = logging.getLogger(__name__)
 
 TOKENIZER_DOCUMENTS = 20_000
-LAB_TASKS = ["lab_transitive", "lab_location", "lab_row", "lab_larger"]
 
 
 @dataclass
@@ -102,5 +102,5 @@ def measure_lab(folder: Path, device: str) -> dict[str, float]:
         for n, known in zip(asked, right, strict=True):
             recalled[n] &= known
     measured["facts_known_in_every_phrasing"] = sum(recalled)
-    scores = score_reasoning(model, tokenizer, ReasoningSettings(tasks=LAB_TASKS))
+    scores = score_reasoning(model, tokenizer, ReasoningSettings(tasks=list(TASKS)))
     return measured | {key: value for key, value in scores.items() if key.endswith("/acc")}

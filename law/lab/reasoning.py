@@ -15,7 +15,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
-PEOPLE = "Anna Ben Clara David Emma Felix Greta Henry Ida Jonas Kara Leo Mona Nils Olga Paul".split()
 THINGS = "coin ring book key lamp rope stamp shell cup knife pen map".split()
 PLACES = "box jar bag drawer basket chest tin bowl pocket crate".split()
 
@@ -31,11 +30,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A context and questions about it. Items score the first; training text asks several."""
+    """A context and questions about it. Items score the first; training text asks up to three.
+
+    ``key`` is the same for contexts that say the same in another order, so that holding one out
+    holds out all of them.
+    """
 
     context: str
     questions: tuple[Question, ...]
-    separator: str
+    key: str
 
 
 @dataclass(frozen=True)
@@ -47,44 +50,51 @@ class Item:
     choices: tuple[str, ...]
 
 
-def transitive(rng: random.Random) -> Puzzle:
-    """``Given A > B and B > C , A ? C :`` — the letters, the sign, the order and the question vary.
+def rank(rng: random.Random) -> Puzzle:
+    """``Given A > B and B > C , then C is``: which of three is the highest, which the lowest.
 
     At chance (1/2) for a model that only learned the words: both answers follow every letter.
     """
     high, middle, low = rng.sample(string.ascii_uppercase, 3)
-    premises = [(high, middle), (middle, low)]
+    premises = [f"{high} > {middle}", f"{middle} > {low}"]
     rng.shuffle(premises)
-    if rng.random() < 0.5:
-        told = [f"{above} > {below}" for above, below in premises]
-    else:
-        told = [f"{below} < {above}" for above, below in premises]
-    pairs = [(high, low), rng.choice([(high, middle), (middle, low)])]
-    questions = []
-    for above, below in pairs:
-        ask, answer = (above, below), ">"
-        if rng.random() < 0.5:
-            ask, answer = (below, above), "<"
-        questions.append(Question(f"{ask[0]} ? {ask[1]} :", answer, (">", "<")))
-    return Puzzle(f"Given {told[0]} and {told[1]} ,", tuple(questions), " , ")
-
-
-def location(rng: random.Random) -> Puzzle:
-    """Who put what where: find the place of one thing among two or three.
-
-    At chance (1/2 or 1/3) for a model that only learned the words: every place fits.
-    """
-    count = rng.choice((2, 3))
-    people, things, places = (rng.sample(words, count) for words in (PEOPLE, THINGS, PLACES))
-    story = " ".join(
-        f"{who} put {what} in {where}." for who, what, where in zip(people, things, places, strict=True)
-    )
-    choices = tuple(sorted(places))
+    choices = ("highest", "lowest")
     questions = [
-        Question(f"Now {what} is in", where, choices) for what, where in zip(things, places, strict=True)
+        Question(f"then {high} is", "highest", choices),
+        Question(f"then {low} is", "lowest", choices),
     ]
     rng.shuffle(questions)
-    return Puzzle(story, tuple(questions), ". ")
+    return Puzzle(f"Given {premises[0]} and {premises[1]} ,", tuple(questions), f"{high} {middle} {low}")
+
+
+def code(rng: random.Random) -> Puzzle:
+    """Look a thing up in a table of two to four.
+
+    At chance (1/2 to 1/4) for a model that only learned the words: every table is drawn afresh.
+    """
+    count = rng.choice((2, 3, 4))
+    things, codes = rng.sample(THINGS, count), rng.sample(PLACES, count)
+    table = [f"{thing} {word}" for thing, word in zip(things, codes, strict=True)]
+    questions = [
+        Question(f"the code of {thing} is", word, tuple(sorted(codes)))
+        for thing, word in zip(things, codes, strict=True)
+    ]
+    rng.shuffle(questions)
+    return Puzzle(f"Codes : {' , '.join(table)} ;", tuple(questions), " ".join(sorted(table)))
+
+
+def ends(rng: random.Random) -> Puzzle:
+    """The first and the last of a row of three to five letters.
+
+    At chance (1/3 to 1/5) for a model that only learned the words.
+    """
+    letters = rng.sample(string.ascii_uppercase, rng.choice((3, 4, 5)))
+    questions = [
+        Question("the first is", letters[0], tuple(sorted(letters))),
+        Question("the last is", letters[-1], tuple(sorted(letters))),
+    ]
+    rng.shuffle(questions)
+    return Puzzle(f"In the row {' '.join(letters)} ,", tuple(questions), " ".join(letters))
 
 
 def row(rng: random.Random) -> Puzzle:
@@ -98,7 +108,7 @@ def row(rng: random.Random) -> Puzzle:
         for this, following in pairwise(things)
     ]
     rng.shuffle(questions)
-    return Puzzle(f"In the row {' '.join(things)} ,", tuple(questions), " , ")
+    return Puzzle(f"In the row {' '.join(things)} ,", tuple(questions), " ".join(things))
 
 
 def larger(rng: random.Random) -> Puzzle:
@@ -111,14 +121,15 @@ def larger(rng: random.Random) -> Puzzle:
             Question("the larger is", str(max(a, b)), choices),
             Question("the smaller is", str(min(a, b)), choices),
         ),
-        " , ",
+        f"{min(a, b)} {max(a, b)}",
     )
 
 
 TASKS: dict[str, Callable[[random.Random], Puzzle]] = {
-    "lab_transitive": transitive,
-    "lab_location": location,
+    "lab_rank": rank,
+    "lab_code": code,
     "lab_row": row,
+    "lab_ends": ends,
     "lab_larger": larger,
 }
 
@@ -155,7 +166,7 @@ def training_text(rng: random.Random) -> str:
         if not _is_held_out(puzzle):
             break
     asked = rng.sample(puzzle.questions, min(3, len(puzzle.questions)))
-    return f"{puzzle.context} {puzzle.separator.join(f'{q.ask} {q.answer}' for q in asked)}."
+    return f"{puzzle.context} {' , '.join(f'{q.ask} {q.answer}' for q in asked)}."
 
 
 def practice(rng: random.Random) -> str:
@@ -164,5 +175,5 @@ def practice(rng: random.Random) -> str:
 
 
 def _is_held_out(puzzle: Puzzle) -> bool:
-    """A fixed tenth of all contexts, by a checksum that does not depend on the Python process."""
-    return zlib.crc32(puzzle.context.encode()) % 10 == 0
+    """A fixed tenth of all contexts, by a checksum of their key that does not depend on the Python process."""
+    return zlib.crc32(puzzle.key.encode()) % 10 == 0
