@@ -4,14 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: help demo test test-slow check lab tables clean
+.PHONY: help demo test test-slow check lab clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(READY)
 
@@ -19,7 +18,7 @@ demo: $(READY)  ## wash the carried model with three methods and print the table
 	$(BIN)/python experiments/wash.py experiment=demo
 	$(BIN)/python experiments/table.py outputs/demo
 
-test: $(READY)  ## the fast tests
+test: check  ## lint, types, and the fast tests
 	$(BIN)/pytest
 
 test-slow: $(READY)  ## the tests that take minutes

@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 def main(config: DictConfig) -> dict[str, float]:
     """One run; a configuration that has finished already is not run again."""
     folder = Path(HydraConfig.get().runtime.output_dir)
-    metrics = None if config.rerun else finished(folder)
+    this = identity(config)
+    metrics = None if config.rerun else finished(folder, this)
     if metrics is not None:
         log.info("%s has finished before; rerun=true runs it again", folder)
         return metrics
@@ -36,7 +37,7 @@ def main(config: DictConfig) -> dict[str, float]:
         tracker=build(config.tracker),
         save=config.save,
         folder=folder,
-        identity=identity(config),
+        identity=this,
     )
 
 

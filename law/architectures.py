@@ -79,7 +79,7 @@ class Decoder:
         if not layers or sorted(set(layers)) != list(layers) or layers[0] < 0 or layers[-1] >= count:
             raise LawError(
                 f"The layers to edit are {list(layers)}; expected a rising list of layers between 0 and "
-                f"{count - 1}, since {type(self.model).__name__} has {count} blocks. Set method.layers."
+                f"{count - 1}, since {type(self.model).__name__} has {count} blocks."
             )
 
     @contextmanager

@@ -1,7 +1,7 @@
 """The configuration's schema: what Hydra composes from ``conf/``, typed by the classes it builds.
 
-Every class that a YAML names in ``_target_`` is its own schema, so that a setting exists in one
-place. Importing this module makes the schemas and two resolvers known; Hydra's launchers import it
+Every class that a group builds is its own schema (``_target_`` included), so that a setting exists in
+one place. Importing this module makes the schemas and two resolvers known; Hydra's launchers import it
 again in each process they start, which is why it happens at import.
 """
 
@@ -15,23 +15,24 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import law
 from law.datasets.counterfact import CounterFact
+from law.errors import LawError
 from law.lab.counterfact import CounterFactWorld
 from law.lab.make import LabSettings
 from law.lab.world import LabWorld
 from law.methods.gradient_ascent import GradientAscent
-from law.methods.law import LAW, SearchSettings
+from law.methods.law import LAW
 from law.methods.memit import MEMIT
 from law.methods.none import Unwashed
 from law.models import ModelSettings, Save
 from law.run import EvaluationSettings, Identity
-from law.store import content_hash
+from law.store import content_hash, fingerprint
 from law.tracking import NoTracker, Wandb
 
 CHOICES = ("model", "dataset", "method")
@@ -87,7 +88,6 @@ def _register() -> None:
         "model": (ModelSettings,),
         "dataset": (CounterFact,),
         "method": (Unwashed, GradientAscent, MEMIT, LAW),
-        "method/search": (SearchSettings,),
         "evaluation": (EvaluationSettings,),
         "world": (LabWorld, CounterFactWorld),
         "tracker": (NoTracker, Wandb),
@@ -114,43 +114,67 @@ def build(config: DictConfig) -> Any:
 
 def identity_config(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration less what changes no number."""
-    plain = OmegaConf.masked_copy(
-        config, [str(key) for key in config if key not in ("hydra", "name", "rerun", "tracker", "save")]
-    )
-    return OmegaConf.to_container(plain, resolve=True, enum_to_str=True)  # type: ignore[return-value]
+    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+    resolved = OmegaConf.to_container(plain, resolve=True, enum_to_str=True)
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items() if key not in ("name", "rerun", "tracker")}
 
 
 def identity(config: DictConfig) -> Identity:
     """Which run this is, from the composed configuration and Hydra's record of how it came about."""
     hydra = HydraConfig.get()
     choices = {group: str(hydra.runtime.choices[group]) for group in CHOICES}
-    settings = [
-        override.removeprefix("method.")
-        for override in hydra.overrides.task
-        if override.startswith("method.")
-    ]
-    label = choices["method"] + (f" ({', '.join(sorted(settings))})" if settings else "")
-    return Identity(config.name, label, choices, config.seed, identity_config(config))
+    settings = sorted(filter(None, map(_label_of, hydra.overrides.task)))
+    label = choices["method"] + (f" ({', '.join(settings)})" if settings else "")
+    inputs = [fingerprint(config.model.path), fingerprint(config.dataset.path)]
+    return Identity(config.name, label, choices, config.seed, identity_config(config), content_hash(inputs))
+
+
+def _label_of(override: str) -> str | None:
+    """How an override shows in a run's label; what makes no row of its own does not."""
+    key, _, value = override.lstrip("+~").partition("=")
+    group, _, field = key.partition(".")
+    if not field or group in ("tracker", "hydra") or key in ("model.device", "evaluation.cache"):
+        return None
+    shown = field if group == "method" else key
+    return f"{shown}={Path(value).name if key.endswith('path') else value}"
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
-    """One paragraph on a configuration that does not compose, with the nearest valid key."""
+    """One paragraph on a configuration that does not compose, with the nearest valid key or option."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, OmegaConfBaseException):
+    while cause is not None and not isinstance(cause, OmegaConfBaseException | LawError):
+        if isinstance(cause, MissingConfigException) and cause.options:
+            return _unknown_option(cause)
         cause = cause.__cause__ or cause.__context__
-    if not isinstance(cause, OmegaConfBaseException) or cause.parent_node is None or cause.key is None:
+    if isinstance(cause, LawError):
+        return str(cause)
+    if cause is None:
         return str(error)
+    if isinstance(cause, MissingMandatoryValue):
+        return f"{cause.full_key} is not set; expected a value. Set {cause.full_key}=... on the command line."
+    problem = str(cause.msg or error).splitlines()[0]
     parent = cause.parent_node
-    if not isinstance(parent, DictConfig) or cause.key in parent:
-        return f"The configuration is wrong at {cause.full_key!r}: {cause.msg or error}"
+    if not isinstance(parent, DictConfig) or cause.key is None or cause.key in parent:
+        return f"The configuration is wrong at {cause.full_key!r}: {problem}."
     valid = [str(key) for key in parent if key != "_target_"]
-    known = {path.rpartition(".")[2]: path for path in _paths(cause.parent_node._get_root(), "")}
-    near = difflib.get_close_matches(str(cause.key), [*valid, *known], n=1)
     prefix = str(cause.full_key).removesuffix(str(cause.key))
+    elsewhere = {path.rpartition(".")[2]: path for path in _paths(parent._get_root(), "")}
     hint = ""
-    if near:
-        hint = f" Did you mean {prefix + near[0] if near[0] in valid else known[near[0]]!r}?"
+    if near := difflib.get_close_matches(str(cause.key), valid, n=1):
+        hint = f" Did you mean {prefix + near[0]!r}?"
+    elif near := difflib.get_close_matches(str(cause.key), elsewhere, n=1):
+        hint = f" Did you mean {elsewhere[near[0]]!r}?"
     return f"Unknown key {cause.full_key!r} in the configuration.{hint} Valid keys there: {', '.join(valid)}."
+
+
+def _unknown_option(error: MissingConfigException) -> str:
+    """An option that a group lacks; schemas are no options."""
+    group, _, option = str(error.missing_cfg_file).rpartition("/")
+    valid = [name for name in error.options or () if not name.endswith("_schema")]
+    near = difflib.get_close_matches(option, valid, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return f"Unknown {group} {option!r}.{hint} Available: {', '.join(valid)}. Set {group}=... to one of them."
 
 
 def _paths(node: Any, prefix: str) -> Iterator[str]:

@@ -28,6 +28,11 @@ def generate_contexts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
             drawn = torch.multinomial(values.softmax(-1).cpu(), 1, generator=generator)
             ids = torch.cat([ids, tokens[drawn.to(tokens.device)][None]], dim=1)
         # a brace would be read as a place for the subject
-        text = str(tokenizer.decode(ids[0])).replace("{", " ").replace("}", " ").replace("\n", " ")
+        text = (
+            str(tokenizer.decode(ids[0], skip_special_tokens=True))
+            .replace("{", " ")
+            .replace("}", " ")
+            .replace("\n", " ")
+        )
         contexts.append(f"{text}. {{}}")
     return contexts

@@ -78,7 +78,9 @@ def find_device(name: str) -> torch.device:
         LawError: no such device on this machine.
     """
     if name == "auto":
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        found = torch.accelerator.current_accelerator() or torch.device("cpu")
+        # updates are solved in float64, which Apple's devices lack
+        return torch.device("cpu") if found.type == "mps" else found
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
@@ -89,8 +91,8 @@ def find_device(name: str) -> torch.device:
 
 
 def snapshot(model: PreTrainedModel) -> dict[str, Tensor]:
-    """A copy of every weight, in the CPU's memory."""
-    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+    """A copy of every weight, tied ones once, in the CPU's memory."""
+    return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.named_parameters()}
 
 
 def save_washed(
@@ -110,7 +112,7 @@ def save_washed(
         return
     changed = {
         name: tensor.detach().cpu().contiguous()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in model.named_parameters()
         if not torch.equal(tensor.cpu(), unwashed[name])
     }
     save_file(changed, folder / "delta.safetensors")

@@ -13,6 +13,7 @@ import logging
 import platform
 import subprocess
 import time
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -24,13 +25,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from law.errors import LawError
 from law.evaluation.knowledge import knowledge_metrics
-from law.evaluation.reasoning import ReasoningSettings, load_tasks, score_reasoning
+from law.evaluation.reasoning import ReasoningSettings, load_tasks, score_reasoning, tasks_key
 from law.facts import Fact, FactSplit, facts_hash
 from law.methods import Method
 from law.models import ModelSettings, Save, load_model, save_washed, snapshot
 from law.recall import greedy_answers, recalls
 from law.results import describe
-from law.store import Cache, content_hash, model_hash, write_json
+from law.store import Cache, content_hash, model_hash, tokenizer_hash, write_json
 from law.tracking import Guarded, Tracker
 
 log = logging.getLogger(__name__)
@@ -68,14 +69,16 @@ class Identity:
     choices: Mapping[str, str]  # which model, dataset and method were chosen
     seed: int
     config: Mapping[str, Any]  # resolved
+    inputs: str  # which files the model and the facts are
 
 
-def finished(folder: Path) -> dict[str, float] | None:
-    """The metrics of a finished run, or ``None``."""
+def finished(folder: Path, identity: Identity) -> dict[str, float] | None:
+    """The metrics of a finished run of the same configuration over the same files, or ``None``."""
     try:
-        if json.loads((folder / "manifest.json").read_text())["status"] != "finished":
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["status"] != "finished" or manifest["inputs"] != identity.inputs:
             return None
-        return json.loads((folder / "metrics.json").read_text())
+        return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, KeyError):
         return None
 
@@ -108,25 +111,26 @@ def wash_and_score(
         "stages_s": {},
     }
     write_json(folder / "manifest.json", manifest)
-    guarded.start(folder.name, identity.name, folder, identity.config)
     failed = True
     try:
+        guarded.start(folder.name, identity.name, folder, identity.config)
         metrics, predictions = _run(
             model_settings, source, method, evaluation, guarded, save, folder, identity.seed, manifest
         )
-        with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
-            for row in predictions:
-                lines.write(json.dumps(row, ensure_ascii=False) + "\n")
-        write_json(folder / "metrics.json", metrics)
         write_json(folder / "manifest.json", manifest | {"status": "finished", "ended": _now()})
         failed = False
-        guarded.conclude(metrics, predictions)
     except BaseException as error:
         problem = f"{type(error).__name__}: {error}"
         write_json(
-            folder / "manifest.json", manifest | {"status": "failed", "error": problem, "ended": _now()}
+            folder / "manifest.json",
+            manifest | {"status": "failed", "error": problem, "ended": _now()},
         )
+        # a sweep tells only its first failure, and keeps every error until its end
+        log.error("%s failed: %s", folder.name, problem, exc_info=not isinstance(error, LawError))
+        traceback.clear_frames(error.__traceback__)
         raise
+    else:
+        guarded.conclude(metrics, predictions)
     finally:
         guarded.finish(failed)
     return metrics
@@ -143,7 +147,7 @@ def _run(
     seed: int,
     manifest: dict[str, Any],
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The stages of a run; fills in the manifest's hashes and times."""
+    """The stages of a run; writes its results and fills in the manifest's hashes and times."""
     stages: dict[str, float] = manifest["stages_s"]
     set_seed(seed)
     with _timed(stages, "load"):
@@ -152,20 +156,14 @@ def _run(
             load_tasks(evaluation.reasoning)  # an unknown task is refused before a model is loaded
         model, tokenizer = load_model(model_settings)
         method.check(model)
-        unwashed = snapshot(model)
+        unwashed = snapshot(model) if save is Save.delta else {}
         unwashed_hash = model_hash(model)
         manifest["model_hash"] = unwashed_hash
         manifest["facts_hash"] = facts_hash([*split.wash, *split.keep])
 
+    cache = Cache(Path(evaluation.cache) if evaluation.cache else None)
     with _timed(stages, "score_before"):
-        settings = asdict(evaluation) | {"cache": None}
-        key = {"model": unwashed_hash, "facts": manifest["facts_hash"], "evaluation": settings}
-        cache = Cache(Path(evaluation.cache) if evaluation.cache else None)
-        before = cache.json(
-            "unwashed",
-            key,
-            lambda: _score(model, tokenizer, [*split.wash, *split.keep], split.wash, evaluation),
-        )
+        before = _score(model, tokenizer, [*split.wash, *split.keep], split.wash, evaluation, cache)
     washed, kept = _known(split.wash, before["answers"]), _known(split.keep, before["answers"])
     log.info("%d of %d facts to wash are known", len(washed), len(split.wash))
     if not washed:
@@ -181,6 +179,7 @@ def _run(
             lines.write(json.dumps(values) + "\n")
             tracker.log(values)
 
+        set_seed(seed)  # scoring has drawn from the generators, or a cache has spared it
         method.wash(model, tokenizer, washed, report)
     _refuse_non_finite(model)
 
@@ -188,7 +187,7 @@ def _run(
         if model_hash(model) == unwashed_hash:
             after = before
         else:
-            after = _score(model, tokenizer, [*washed, *kept], washed, evaluation)
+            after = _score(model, tokenizer, [*washed, *kept], washed, evaluation, Cache(None))
 
     metrics: dict[str, float] = {"facts/known": len(washed)}
     metrics |= knowledge_metrics(washed, kept, before["answers"], after["answers"])
@@ -196,8 +195,12 @@ def _run(
     metrics["time/wash_s"] = stages["wash"]
     for name in metrics:
         describe(name)  # a metric that law/results.py does not document is a mistake
+    with (folder / "predictions.jsonl").open("w", encoding="utf-8") as lines:
+        predictions = [_prediction(f, before["answers"], after["answers"]) for f in split.wash]
+        lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+    write_json(folder / "metrics.json", metrics)
     save_washed(model, tokenizer, unwashed, folder / "washed", save)
-    return metrics, [_prediction(f, before["answers"], after["answers"]) for f in split.wash]
+    return metrics, predictions
 
 
 def _score(
@@ -206,14 +209,24 @@ def _score(
     facts: Sequence[Fact],
     paraphrased: Sequence[Fact],
     evaluation: EvaluationSettings,
+    cache: Cache,
 ) -> dict[str, Any]:
     """Answers to the facts' prompts and to the paraphrases of some, and the reasoning scores."""
     prompts = [fact.prompt for fact in facts] + [p for fact in paraphrased for p in fact.paraphrases]
-    unique = list(dict.fromkeys(prompts))
-    answers = greedy_answers(model, tokenizer, unique, evaluation.batch_size)
+    unique = sorted(set(prompts))
+    key = {"model": model_hash(model), "tokenizer": tokenizer_hash(tokenizer)}
+
+    def ask() -> dict[str, str]:
+        answers = greedy_answers(model, tokenizer, unique, evaluation.batch_size)
+        return dict(zip(unique, answers, strict=True))
+
     return {
-        "answers": dict(zip(unique, answers, strict=True)),
-        "reasoning": score_reasoning(model, tokenizer, evaluation.reasoning),
+        "answers": cache.json("answers", key | {"prompts": unique}, ask),
+        "reasoning": cache.json(
+            "reasoning",
+            key | {"tasks": tasks_key(evaluation.reasoning)},
+            lambda: score_reasoning(model, tokenizer, evaluation.reasoning),
+        ),
     }
 
 
@@ -256,7 +269,7 @@ def _refuse_non_finite(model: PreTrainedModel) -> None:
         if not parameter.isfinite().all():
             raise LawError(
                 f"Washing left {name} with values that are not finite; expected finite weights. Lower the "
-                "method's learning rate, or set model.dtype=float32."
+                "learning rate, if the method has one, or set model.dtype=float32."
             )
 
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from law.architectures import Decoder
 from law.datasets.counterfact import read_counterfact
 from law.keys import subject_keys, subject_outputs
-from law.methods.law import LAW, SearchSettings, ascend
+from law.methods.law import LAW, ascend
 from law.methods.memit import MEMIT, Problem, System
 from law.moments import MomentSettings, collect_moments
 from law.recall import greedy_answers, recalls
@@ -99,7 +99,7 @@ def test_initial_updates_and_lambdas(golden: SimpleNamespace, search: bool) -> N
     settings = LAW(
         MEMIT(golden.layers, lam=1000.0, moments=MomentSettings(text="")),
         learning_rate=1e-4,
-        search=SearchSettings() if search else None,
+        search=search,
     )
     targets = torch.tensor(golden.arrays["zs"])
     problem = Problem(

@@ -20,7 +20,7 @@ from law.errors import LawError
 from law.facts import Fact
 from law.keys import subject_keys, subject_outputs
 from law.methods.gradient_ascent import GradientAscent
-from law.methods.law import LAW, SearchSettings, ascend
+from law.methods.law import LAW, SearchWindow, ascend
 from law.methods.memit import MEMIT, System, prepare
 from law.methods.none import Unwashed
 from law.moments import MomentSettings
@@ -123,12 +123,12 @@ def test_lambda_search_ends_in_the_window_and_gives_up_in_words() -> None:
     K = torch.tensor([[1.0], [0.0]]).double()
     system = System(torch.eye(2).double(), K, torch.tensor([[1.0]]).double())
     weight = torch.tensor([[1.0], [0.0]])
-    law = LAW(MEMIT([0], 16.0, MomentSettings("")), learning_rate=1.0, search=SearchSettings())
+    law = LAW(MEMIT([0], 16.0, MomentSettings("")), learning_rate=1.0, search=True)
     lam, delta = law._find(system, weight)
     # 1 / (λ + 1) ≥ 1/3 means λ ≤ 2, first met by 16 · 0.75⁸ = 1.6018
     assert lam == pytest.approx(16 * 0.75**8)
     assert delta.norm() == pytest.approx(1 / (1 + lam))
-    law.search = SearchSettings(low=2.0, high=3.0, attempts=5)
+    law.window = SearchWindow(low=2.0, high=3.0, attempts=5)
     with pytest.raises(LawError, match="gave up after 5 attempts"):
         law._find(system, weight)
 

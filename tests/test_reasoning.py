@@ -60,9 +60,9 @@ def test_no_task_no_score(tiny_model: PreTrainedModel, tiny_tokenizer: PreTraine
 
 def test_an_unknown_task_suggests_the_nearest() -> None:
     with pytest.raises(LawError) as failure:
-        load_tasks(ReasoningSettings(tasks=["lab_row", "lab_tranitive"]))
+        load_tasks(ReasoningSettings(tasks=["lab_row", "lab_rnak"]))
     message = str(failure.value)
-    assert "Unknown reasoning task 'lab_tranitive'. Did you mean 'lab_rank'?" in message
+    assert "Unknown reasoning task 'lab_rnak'. Did you mean 'lab_rank'?" in message
     assert all(task in message for task in [*LAB, "lambada_openai_mirror"])
     assert "evaluation.reasoning.tasks" in message
 

@@ -152,7 +152,7 @@ def test_a_finished_run_is_not_run_again_and_the_unwashed_scores_are_reused(
 
     none = wash(folder, "name=two", "method=none", "tracker=none", *inputs)
     assert none.code == 0, none.message
-    assert "unwashed: taken from" in none.log
+    assert "reasoning: taken from" in none.log
     run = next(run for run in runs_of(sweep[0]) if run.name.startswith("none"))
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["forget/accuracy"] == 1.0

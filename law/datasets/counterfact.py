@@ -75,15 +75,19 @@ def read_counterfact(path: Path) -> list[Fact]:
 
 def _fact(record: Any) -> Fact:
     rewrite = record["requested_rewrite"]
-    if not isinstance(record["paraphrase_prompts"], list):
+    paraphrases = record["paraphrase_prompts"]
+    if not isinstance(paraphrases, list):
         raise TypeError("its paraphrase_prompts is not a list of prompts")
+    for text in (rewrite["subject"], rewrite["prompt"], rewrite["target_true"]["str"], *paraphrases):
+        if not isinstance(text, str):
+            raise TypeError(f"{text!r} stands where a text should")
     return Fact(
         id=str(record["case_id"]),
         subject=rewrite["subject"],
         template=rewrite["prompt"],
         object=rewrite["target_true"]["str"],
         relation=rewrite["relation_id"],
-        paraphrases=tuple(record["paraphrase_prompts"]),
+        paraphrases=tuple(paraphrases),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib.metadata
 import logging
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.errors import LawError
+from law.store import file_hash, fingerprint
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +39,12 @@ class ReasoningSettings:
 
 
 def load_tasks(settings: ReasoningSettings) -> tuple[Any, list[str]]:
-    """A harness task manager and the tasks' names.
+    """A harness task manager and the names of the tasks, groups taken apart.
 
     The harness's own tasks are indexed only when one of them is asked for: that takes seconds.
 
     Raises:
-        LawError: a task is unknown, or the rows of a mirror task are missing.
+        LawError: a task is unknown, has no accuracy, or its rows are missing.
     """
     from lm_eval.tasks import TaskManager
 
@@ -61,13 +63,31 @@ def load_tasks(settings: ReasoningSettings) -> tuple[Any, list[str]]:
                 "reachable. Set evaluation.reasoning.tasks."
             )
     try:
-        manager.load(list(settings.tasks))
+        loaded = manager.load(list(settings.tasks))["tasks"]
     except (OSError, ConnectionError, ValueError) as error:
         raise LawError(
             f"The rows of a reasoning task could not be read: {error}. Expected local rows (a *_mirror task "
             "with evaluation.reasoning.data naming their folder) or a hub within reach."
         ) from error
-    return manager, list(settings.tasks)
+    for name, task in loaded.items():
+        metrics = [metric["metric"] for metric in task.config.metric_list or []]
+        if "acc" not in metrics:
+            raise LawError(
+                f"The reasoning task {name!r} reports no accuracy, only {', '.join(metrics)}; expected a task "
+                "with the metric acc. Take it out of evaluation.reasoning.tasks."
+            )
+    return manager, list(loaded)
+
+
+def tasks_key(settings: ReasoningSettings) -> dict[str, Any]:
+    """What a score hangs on besides the model: the tasks, their rows, the limit and the harness."""
+    return {
+        "tasks": settings.tasks,
+        "limit": settings.limit,
+        "own": {path.name: file_hash(path) for path in sorted(LOCAL_TASKS.rglob("*.*l"))},
+        "data": fingerprint(settings.data) if settings.data else None,
+        "harness": importlib.metadata.version("lm_eval"),
+    }
 
 
 def score_reasoning(
@@ -76,7 +96,7 @@ def score_reasoning(
     """Accuracy of each task, ``<task>/acc``, with its standard error, ``<task>/acc_stderr``.
 
     Raises:
-        LawError: a task has no accuracy, or see :func:`load_tasks`.
+        LawError: see :func:`load_tasks`.
     """
     if not settings.tasks:
         return {}
@@ -93,12 +113,8 @@ def score_reasoning(
         log_samples=False,
     )
     scores: dict[str, float] = {}
-    for task, result in found["results"].items():
-        if "acc,none" not in result:
-            raise LawError(
-                f"The reasoning task {task!r} reports no accuracy ({', '.join(result)}); expected a task with "
-                "the metric acc. Take it out of evaluation.reasoning.tasks."
-            )
+    for task in tasks:
+        result = found["results"][task]
         scores[f"{task}/acc"] = float(result["acc,none"])
         if isinstance(result["acc_stderr,none"], float):  # the harness says "N/A" of a single item
             scores[f"{task}/acc_stderr"] = result["acc_stderr,none"]

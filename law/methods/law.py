@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class SearchSettings:
+class SearchWindow:
     """The window that λ is searched for: ``low · ‖W‖ ≤ ‖Δ‖ ≤ high · ‖W‖``.
 
     Args:
@@ -68,7 +68,8 @@ class LAW:
         boundary_learning_rate: takes its place from the first iterate beyond the constraint on.
         iterations: steps of the ascent.
         beta_ratio: ρ, the constraint as a multiple of what the initial update takes.
-        search: the window of the λ search; ``null`` keeps MEMIT's λ.
+        search: look for λ, from MEMIT's on; without, MEMIT's λ is kept.
+        window: what the search looks for.
         eliminate: hand only the facts still recalled to the next layer.
     """
 
@@ -77,11 +78,17 @@ class LAW:
     boundary_learning_rate: float | None = None
     iterations: int = 1000
     beta_ratio: float = 1.1
-    search: SearchSettings | None = None
+    search: bool = False
+    window: SearchWindow = field(default_factory=SearchWindow)
     eliminate: bool = True
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what MEMIT, the start, would refuse."""
+        """Refuse what MEMIT, the start, would refuse, and a constraint that the start breaks."""
+        if self.beta_ratio < 1:
+            raise LawError(
+                f"LAW's beta_ratio is {self.beta_ratio}; expected at least 1, so that the ascent starts within "
+                "its constraint (the paper has 1.1)."
+            )
         self.initial.check(model)
 
     def wash(
@@ -102,13 +109,16 @@ class LAW:
             )
             K = keys[layer].double()  # (d_ff, n)
             ascent = ascend(starts[layer], problem.moments[layer].double(), K, self, report, layer)
-            add_update(problem.decoder.weight(layer), check_finite(ascent.delta))
+            weight = problem.decoder.weight(layer)
+            relative_norm = (ascent.delta.norm() / weight.norm()).item()
+            add_update(weight, check_finite(ascent.delta))
             # the original facts are asked again, since a later layer can bring one back
             answers = greedy_answers(model, tokenizer, [f.prompt for f in facts], self.initial.batch_size)
             recalled = [f for f, answer in zip(facts, answers, strict=True) if recalls(answer, f.object)]
             report(
                 {
                     "layer": layer,
+                    "relative_norm": relative_norm,
                     "objective_before": ascent.objective_before,
                     "objective": ascent.objective,
                     "constraint_before": ascent.constraint_before,
@@ -141,7 +151,13 @@ class LAW:
         starts = {}
         for update in edit_layers(self.initial, problem, self._find):
             starts[update.layer] = update.delta
-            report({"layer": update.layer, "lambda": update.lam, "relative_norm": update.relative_norm})
+            report(
+                {
+                    "layer": update.layer,
+                    "lambda": update.lam,
+                    "initial_relative_norm": update.relative_norm,
+                }
+            )
         with torch.no_grad():
             for layer, weight in weights.items():
                 weight.copy_(kept[layer])
@@ -150,22 +166,21 @@ class LAW:
     def _find(self, system: System, weight: Tensor) -> tuple[float, Tensor]:
         """λ and Δ: MEMIT's own λ, moved until ‖Δ‖ lies in the window of the search."""
         lam, delta = self.initial.lam, system.solve(self.initial.lam)
-        if self.search is None:
+        if not self.search:
             return lam, delta
         size = weight.norm().double()
-        for _ in range(self.search.attempts):
-            if delta.norm() > self.search.high * size:
-                lam += self.search.step
-            elif delta.norm() < self.search.low * size:
-                lam *= self.search.decay
+        for _ in range(self.window.attempts):
+            if delta.norm() > self.window.high * size:
+                lam += self.window.step
+            elif delta.norm() < self.window.low * size:
+                lam *= self.window.decay
             else:
                 return lam, delta
             delta = system.solve(lam)
         raise LawError(
-            f"The search for λ gave up after {self.search.attempts} attempts at λ = {lam:g}, where ‖Δ‖/‖W‖ = "
-            f"{(delta.norm() / size).item():.3g}; expected between {self.search.low:.3g} and "
-            f"{self.search.high:.3g}. Start from another λ (method.initial.lam), widen the window "
-            "(method.search.low, method.search.high), or turn the search off (method.search=null)."
+            f"The search for λ gave up after {self.window.attempts} attempts at λ = {lam:g}, where ‖Δ‖/‖W‖ = "
+            f"{(delta.norm() / size).item():.3g}; expected between {self.window.low:.3g} and "
+            f"{self.window.high:.3g}. Start from another λ, widen the window, or turn the search off."
         )
 
 

@@ -200,6 +200,6 @@ def check_finite(delta: Tensor) -> Tensor:
     if not delta.isfinite().all():
         raise LawError(
             "The update of a layer is not finite. Expected finite weights, moments and target values; the "
-            "usual causes are a half-precision model (set model.dtype=float32) or too large a learning rate."
+            "usual causes are a model in half precision (take float32) or too large a learning rate."
         )
     return delta
