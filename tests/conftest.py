@@ -22,7 +22,7 @@ import torch
 from hypothesis import settings
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.lab.training import TrainingSettings, new_model, train, train_tokenizer
+from law.lab.training import make_rows, new_model, train_tokenizer
 from law.lab.world import LabWorld
 from law.recall import greedy_answers, recalls
 
@@ -99,19 +99,16 @@ def trained_lab(
     folder = tmp_path_factory.mktemp("lab")
     world = FactsOnly()
     model = new_model(architecture(n_embd=64, n_inner=128, rotary_dim=16), tiny_tokenizer, seed=0)
-    training = TrainingSettings(
-        steps=200,
-        rows=16,
-        row_length=64,
-        learning_rate=5e-3,
-        weight_decay=0.0,
-        warmup=10,
-        seed=0,
-        device="cpu",
-        autocast="bfloat16",
-        save_every=200,
-    )
-    train(model, tiny_tokenizer, world, training, folder / "training.pt", lambda step, loss: None)
+    # AdamW and not the trainer's Muon: it leaves so shallow a model more to wash at the subject's last token
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 10, (210 - step) / 200)
+        ids = make_rows(world, tiny_tokenizer, count=16, length=64, rng=random.Random(step))
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    model.eval()
     records = world.records()
     rewrites = [record["requested_rewrite"] for record in records]
     prompts = [rewrite["prompt"].replace("{}", rewrite["subject"]) for rewrite in rewrites]

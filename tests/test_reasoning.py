@@ -77,14 +77,14 @@ def test_a_mirror_needs_a_folder(tmp_path: Path) -> None:
 
 @pytest.fixture
 def mirror(tmp_path: Path) -> ReasoningSettings:
-    texts = ["Anna walked to the old mill", 'the bread, she said, "is Ben\'s"', "Zoë's  lamp"]
+    texts = ["Anna walked to the", 'the bread, she said, "is Ben\'s"', "Zoë's  lamp"]
     rows = "".join(json.dumps({"text": text}) + "\n" for text in texts)
     (tmp_path / "lambada_openai.jsonl").write_text(rows)
     return ReasoningSettings(["lambada_openai_mirror"], data=str(tmp_path), bootstrap_iters=10)
 
 
 REQUESTS = [
-    ("Anna walked to the old", " mill"),
+    ("Anna walked to", " the"),
     ('the bread, she said, "is', " Ben's\""),
     ("Zoë's ", " lamp"),
 ]
@@ -103,9 +103,9 @@ def test_lambada_is_scored(
     tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, mirror: ReasoningSettings
 ) -> None:
     assert score_reasoning(tiny_model, tiny_tokenizer, mirror)["lambada_openai_mirror/acc"] == 0
-    # A model that says " mill" after anything.
-    (mill,) = tiny_tokenizer(" mill")["input_ids"]
+    # A model that says " the" after anything.
+    (the,) = tiny_tokenizer(" the")["input_ids"]
     with torch.no_grad():
-        tiny_model.lm_head.bias[mill] += 20
+        tiny_model.lm_head.bias[the] += 20
     scores = score_reasoning(tiny_model, tiny_tokenizer, mirror)
     assert scores["lambada_openai_mirror/acc"] == pytest.approx(1 / 3)
