@@ -124,20 +124,14 @@ def identity(config: DictConfig) -> Identity:
     """Which run this is, from the composed configuration and Hydra's record of how it came about."""
     hydra = HydraConfig.get()
     choices = {group: str(hydra.runtime.choices[group]) for group in CHOICES}
-    settings = sorted(filter(None, map(_label_of, hydra.overrides.task)))
-    label = choices["method"] + (f" ({', '.join(settings)})" if settings else "")
-    inputs = [fingerprint(config.model.path), fingerprint(config.dataset.path)]
-    return Identity(config.name, label, choices, config.seed, identity_config(config), content_hash(inputs))
-
-
-def _label_of(override: str) -> str | None:
-    """How an override shows in a run's label; what makes no row of its own does not."""
-    key, _, value = override.lstrip("+~").partition("=")
-    group, _, field = key.partition(".")
-    if not field or group in ("tracker", "hydra") or key in ("model.device", "evaluation.cache"):
-        return None
-    shown = field if group == "method" else key
-    return f"{shown}={Path(value).name if key.endswith('path') else value}"
+    settings: dict[str, str] = {}
+    for override in hydra.overrides.task:
+        key, _, value = override.lstrip("+~").partition("=")
+        group, dot, _ = key.partition(".")
+        if dot and group not in ("tracker", "hydra"):
+            settings[key] = value
+    inputs = content_hash([fingerprint(config.model.path), fingerprint(config.dataset.path)])
+    return Identity(config.name, choices, settings, config.seed, identity_config(config), inputs)
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:

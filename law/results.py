@@ -47,7 +47,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("reasoning/{task}/acc_stderr", "{task} s.e.", "fraction", "neither", "the harness's standard error of that accuracy"),
     Metric("reasoning/mean_before", "reasoning before", "fraction", "neither", "mean accuracy of the unwashed model over the tasks"),
     Metric("reasoning/mean", "reasoning", "fraction", "higher", "mean accuracy of the washed model over the tasks"),
-    Metric("time/wash_s", "wash time", "seconds", "neither", "wall time of the method alone, statistics and target values included unless they were cached"),
+    Metric("time/wash_s", "wash time", "seconds", "lower", "wall time of the method alone, statistics and target values included unless they were cached"),
 )  # fmt: skip
 
 

@@ -65,8 +65,8 @@ class Identity:
     """Which run this is: what the table groups by, and what makes it the same run again."""
 
     name: str  # the sweep it belongs to
-    label: str  # the method, and its settings given on the command line
     choices: Mapping[str, str]  # which model, dataset and method were chosen
+    settings: Mapping[str, str]  # what the command line or the sweep set besides
     seed: int
     config: Mapping[str, Any]  # resolved
     inputs: str  # which files the model and the facts are

@@ -6,7 +6,7 @@ import fnmatch
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle
 from pathlib import Path
 from statistics import fmean
@@ -28,13 +28,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run; ``label`` is the method's name and the settings a sweep varied."""
+    """One finished run; ``label`` is the method's name and the settings that vary among its like."""
 
     label: str
     method: str
     model: str
     dataset: str
-    seed: int
+    settings: dict[str, str]
     metrics: dict[str, float]
 
 
@@ -89,7 +89,18 @@ def load_runs(folder: Path) -> tuple[list[Run], int]:
     runs = [run for run in map(_load_run, found) if run]
     if not runs:
         raise LawError(f"{folder} holds no finished run (unfinished: {len(found)}). {mend}")
-    return runs, len(found) - len(runs)
+    return _labelled(runs), len(found) - len(runs)
+
+
+def _labelled(runs: list[Run]) -> list[Run]:
+    """The runs, told apart by the settings that vary among those of one method, model and dataset."""
+    labelled = []
+    for run in runs:
+        like = [r for r in runs if (r.method, r.model, r.dataset) == (run.method, run.model, run.dataset)]
+        varying = [key for key in run.settings if len({r.settings.get(key) for r in like}) > 1]
+        told = ", ".join(f"{key.removeprefix('method.')}={run.settings[key]}" for key in sorted(varying))
+        labelled.append(replace(run, label=f"{run.method} ({told})" if told else run.method))
+    return labelled
 
 
 def _load_run(folder: Path) -> Run | None:
@@ -98,8 +109,9 @@ def _load_run(folder: Path) -> Run | None:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         names = {name: manifest["choices"][name] for name in ("method", "model", "dataset")}
+        settings = {str(key): str(value) for key, value in manifest.get("settings", {}).items()}
         numbers = {key: float(value) for key, value in metrics.items()}
-        run = Run(label=manifest["label"], seed=manifest["seed"], metrics=numbers, **names)
+        run = Run(label=names["method"], settings=settings, metrics=numbers, **names)
         return run if manifest["status"] == "finished" else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -146,7 +158,8 @@ def build_table(summary: pd.DataFrame, unfinished: int) -> Table:
         rivals = mean.where(summary["washed"])
         contest = rivals.groupby([summary["model"], summary["dataset"]])
         winner = contest.transform("max" if metric.better == "higher" else "min")
-        best[metric.key] = (rivals == winner) & (contest.transform("count") > 1)
+        # a time depends on what was cached, so none is called the best
+        best[metric.key] = (rivals == winner) & (contest.transform("count") > 1) & (metric.unit != "seconds")
     titles = [f"{metric.title} {ARROWS[metric.better]}" for metric in metrics]
     note = (
         "Accuracies and F1 in percent, times in seconds; mean ± standard deviation over several runs. "

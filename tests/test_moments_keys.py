@@ -356,7 +356,7 @@ def test_weights_are_seen_as_inputs_by_outputs(name: str) -> None:
 
 @pytest.mark.parametrize("layers", [[], [2, 1], [1, 1], [-1, 0], [0, 3], [3]], ids=str)
 def test_layers_rise_within_the_model(tiny_model: PreTrainedModel, layers: list[int]) -> None:
-    with pytest.raises(LawError, match=r"a rising list of layers between 0 and 2.*method\.layers"):
+    with pytest.raises(LawError, match=r"a rising list of layers between 0 and 2"):
         Decoder(tiny_model).check_layers(layers)
 
 

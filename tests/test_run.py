@@ -197,10 +197,7 @@ def test_a_failed_job_leaves_the_others_running_and_the_sweep_fails(
     assert sorted(m["status"] for m in manifests) == ["failed", "finished"]
     failed = next(m for m in manifests if m["status"] == "failed")
     assert "not finite" in failed["error"]
-    assert {m["label"] for m in manifests} == {
-        "gradient_ascent (learning_rate=1e+30)",
-        "gradient_ascent (learning_rate=1e-06)",
-    }
+    assert {m["settings"]["method.learning_rate"] for m in manifests} == {"1e+30", "1e-06"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -22,21 +23,22 @@ def save(
     label: str,
     metrics: dict[str, float],
     seed: int = 0,
+    settings: dict[str, str] | None = None,
     status: str = "finished",
     model: str = "lab",
     dataset: str = "lab",
 ) -> Path:
     run = folder / f"{len([*folder.glob('*')]):02d}"
     run.mkdir(parents=True)
-    choices = {"model": model, "dataset": dataset, "method": label.split()[0]}
-    manifest = {"status": status, "label": label, "choices": choices, "seed": seed}
+    choices = {"model": model, "dataset": dataset, "method": label}
+    manifest = {"status": status, "settings": settings or {}, "choices": choices, "seed": seed}
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "metrics.json").write_text(json.dumps(metrics))
     return run
 
 
 def run(label: str, metrics: dict[str, float], model: str = "lab", dataset: str = "lab") -> Run:
-    return Run(label, label.split()[0], model, dataset, 0, metrics)
+    return Run(label, label, model, dataset, {}, metrics)
 
 
 def table_of(*runs: Run, unfinished: int = 0) -> Table:
@@ -85,7 +87,6 @@ def folder(tmp_path: Path) -> Path:
 def test_load_runs_counts_the_unfinished(folder: Path) -> None:
     runs, unfinished = load_runs(folder)
     assert [run.label for run in runs] == ["law"] * 3 + ["ft_l (lr=0.001)", "none"]
-    assert [run.seed for run in runs] == [0, 1, 2, 0, 0]
     assert unfinished == 4
 
 
@@ -100,11 +101,11 @@ def test_markdown(folder: Path) -> None:
     write_tables(folder)
     # law: mean of 10, 20, 30 is 20, deviations -10, 0, 10, so the sample variance is 200 / 2.
     assert (folder / "table.md").read_text() == (
-        "| method          | runs | forget acc. ↓ |     arc_easy ↑ |    reasoning ↑ |   wash time ↓ |\n"
-        "| --------------- | ---: | ------------: | -------------: | -------------: | ------------: |\n"
-        "| none            |    1 |         100.0 |           80.0 |           80.0 |             — |\n"
-        "| ft_l (lr=0.001) |    1 |       **5.0** |           50.0 |           50.0 |           9.2 |\n"
-        "| law             |    3 |   20.0 ± 10.0 | **70.0 ± 0.0** | **70.0 ± 0.0** | **4.0 ± 2.0** |\n"
+        "| method          | runs | forget acc. ↓ |     arc_easy ↑ |    reasoning ↑ | wash time ↓ |\n"
+        "| --------------- | ---: | ------------: | -------------: | -------------: | ----------: |\n"
+        "| none            |    1 |         100.0 |           80.0 |           80.0 |           — |\n"
+        "| ft_l (lr=0.001) |    1 |       **5.0** |           50.0 |           50.0 |         9.2 |\n"
+        "| law             |    3 |   20.0 ± 10.0 | **70.0 ± 0.0** | **70.0 ± 0.0** |   4.0 ± 2.0 |\n"
         "\n"
         "Accuracies and F1 in percent, times in seconds; mean ± standard deviation over several runs. "
         "Runs left out as unfinished: 4.\n"
@@ -255,3 +256,21 @@ def test_script_fails_without_a_traceback(tmp_path: Path, monkeypatch: pytest.Mo
         execute(monkeypatch, tmp_path / "nowhere")
     # Python prints a text code to stderr and exits with 1.
     assert isinstance(failure.value.code, str)
+
+
+def test_settings_that_vary_make_rows_of_their_own(tmp_path: Path) -> None:
+    """Two learning rates of one method, two sizes of another; what is the same in both is not told."""
+    metrics = {"forget/accuracy": 0.5}
+    for seed, (rate, wash) in enumerate([("1e-5", "50"), ("1e-4", "50"), ("1e-4", "50")]):
+        settings = {"method.learning_rate": rate, "dataset.wash": wash}
+        save(tmp_path, "ascent", metrics, seed=seed, settings=settings)
+    for seed, wash in enumerate(["50", "200"]):
+        save(tmp_path, "law", metrics, seed=seed, settings={"dataset.wash": wash})
+    runs, unfinished = load_runs(tmp_path)
+    assert unfinished == 0
+    assert Counter(run.label for run in runs) == {
+        "ascent (learning_rate=1e-5)": 1,
+        "ascent (learning_rate=1e-4)": 2,
+        "law (dataset.wash=50)": 1,
+        "law (dataset.wash=200)": 1,
+    }
