@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from law.cli import run_command
 from law.config import build, identity
-from law.run import finished, wash_and_score
+from law.run import Job, finished, wash_and_score
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ def main(config: DictConfig) -> dict[str, float]:
     if metrics is not None:
         log.info("%s has finished before; rerun=true runs it again", folder)
         return metrics
-    return wash_and_score(
-        model_settings=build(config.model),
+    job = Job(
+        model=build(config.model),
         source=build(config.dataset),
         method=build(config.method),
         evaluation=build(config.evaluation),
@@ -39,6 +39,7 @@ def main(config: DictConfig) -> dict[str, float]:
         folder=folder,
         identity=this,
     )
+    return wash_and_score(job)
 
 
 if __name__ == "__main__":

@@ -83,23 +83,29 @@ def finished(folder: Path, identity: Identity) -> dict[str, float] | None:
         return None
 
 
-def wash_and_score(
-    model_settings: ModelSettings,
-    source: Source,
-    method: Method,
-    evaluation: EvaluationSettings,
-    tracker: Tracker,
-    save: Save,
-    folder: Path,
-    identity: Identity,
-) -> dict[str, float]:
-    """Wash a model, score it before and after, and leave the run's files in ``folder``.
+@dataclass(frozen=True)
+class Job:
+    """All that one run is made of."""
+
+    model: ModelSettings
+    source: Source
+    method: Method
+    evaluation: EvaluationSettings
+    tracker: Tracker
+    save: Save
+    folder: Path
+    identity: Identity
+
+
+def wash_and_score(job: Job) -> dict[str, float]:
+    """Wash a model, score it before and after, and leave the run's files in the job's folder.
 
     Returns the metrics of :mod:`law.results`. Whatever happens, the tracker is finished and the
     manifest says how the run ended.
     """
+    folder, identity = job.folder, job.identity
     folder.mkdir(parents=True, exist_ok=True)
-    guarded = Guarded(tracker)
+    guarded = Guarded(job.tracker)
     manifest: dict[str, Any] = {
         "status": "running",
         **{k: v for k, v in asdict(identity).items() if k != "config"},
@@ -114,9 +120,7 @@ def wash_and_score(
     failed = True
     try:
         guarded.start(folder.name, identity.name, folder, identity.config)
-        metrics, predictions = _run(
-            model_settings, source, method, evaluation, guarded, save, folder, identity.seed, manifest
-        )
+        metrics, predictions = _run(job, guarded, manifest)
         write_json(folder / "manifest.json", manifest | {"status": "finished", "ended": _now()})
         failed = False
     except BaseException as error:
@@ -137,26 +141,19 @@ def wash_and_score(
 
 
 def _run(
-    model_settings: ModelSettings,
-    source: Source,
-    method: Method,
-    evaluation: EvaluationSettings,
-    tracker: Tracker,
-    save: Save,
-    folder: Path,
-    seed: int,
-    manifest: dict[str, Any],
+    job: Job, tracker: Tracker, manifest: dict[str, Any]
 ) -> tuple[dict[str, float], list[dict[str, Any]]]:
     """The stages of a run; writes its results and fills in the manifest's hashes and times."""
+    evaluation, folder, seed = job.evaluation, job.folder, job.identity.seed
     stages: dict[str, float] = manifest["stages_s"]
     set_seed(seed)
     with _timed(stages, "load"):
-        split = source.load()
+        split = job.source.load()
         if evaluation.reasoning.tasks:
             load_tasks(evaluation.reasoning)  # an unknown task is refused before a model is loaded
-        model, tokenizer = load_model(model_settings)
-        method.check(model)
-        unwashed = snapshot(model) if save is Save.delta else {}
+        model, tokenizer = load_model(job.model)
+        job.method.check(model)
+        unwashed = snapshot(model) if job.save is Save.delta else {}
         unwashed_hash = model_hash(model)
         manifest["model_hash"] = unwashed_hash
         manifest["facts_hash"] = facts_hash([*split.wash, *split.keep])
@@ -180,7 +177,7 @@ def _run(
             tracker.log(values)
 
         set_seed(seed)  # scoring has drawn from the generators, or a cache has spared it
-        method.wash(model, tokenizer, washed, report)
+        job.method.wash(model, tokenizer, washed, report)
     _refuse_non_finite(model)
 
     with _timed(stages, "score_after"):
@@ -199,7 +196,7 @@ def _run(
         predictions = [_prediction(f, before["answers"], after["answers"]) for f in split.wash]
         lines.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
     write_json(folder / "metrics.json", metrics)
-    save_washed(model, tokenizer, unwashed, folder / "washed", save)
+    save_washed(model, tokenizer, unwashed, folder / "washed", job.save)
     return metrics, predictions
 
 
