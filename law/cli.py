@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -12,8 +11,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from law.config import explain
 from law.errors import LawError
-
-log = logging.getLogger(__name__)
 
 
 def run_command(main: Callable[[], object]) -> None:

@@ -125,10 +125,8 @@ def wash_and_score(job: Job) -> dict[str, float]:
         failed = False
     except BaseException as error:
         problem = f"{type(error).__name__}: {error}"
-        write_json(
-            folder / "manifest.json",
-            manifest | {"status": "failed", "error": problem, "ended": _now()},
-        )
+        failure = {"status": "failed", "error": problem, "ended": _now()}
+        write_json(folder / "manifest.json", manifest | failure)
         # a sweep tells only its first failure, and keeps every error until its end
         log.error("%s failed: %s", folder.name, problem, exc_info=not isinstance(error, LawError))
         traceback.clear_frames(error.__traceback__)
@@ -160,7 +158,9 @@ def _run(
 
     cache = Cache(Path(evaluation.cache) if evaluation.cache else None)
     with _timed(stages, "score_before"):
-        before = _score(model, tokenizer, [*split.wash, *split.keep], split.wash, evaluation, cache)
+        before = _score(
+            model, tokenizer, [*split.wash, *split.keep], split.wash, evaluation, unwashed_hash, cache
+        )
     washed, kept = _known(split.wash, before["answers"]), _known(split.keep, before["answers"])
     log.info("%d of %d facts to wash are known", len(washed), len(split.wash))
     if not washed:
@@ -181,10 +181,11 @@ def _run(
     _refuse_non_finite(model)
 
     with _timed(stages, "score_after"):
-        if model_hash(model) == unwashed_hash:
-            after = before
-        else:
-            after = _score(model, tokenizer, [*washed, *kept], washed, evaluation, Cache(None))
+        washed_hash = model_hash(model)
+        after = before
+        if washed_hash != unwashed_hash:
+            known = [*washed, *kept]
+            after = _score(model, tokenizer, known, washed, evaluation, washed_hash, Cache(None))
 
     metrics: dict[str, float] = {"facts/known": len(washed)}
     metrics |= knowledge_metrics(washed, kept, before["answers"], after["answers"])
@@ -206,12 +207,13 @@ def _score(
     facts: Sequence[Fact],
     paraphrased: Sequence[Fact],
     evaluation: EvaluationSettings,
+    weights: str,
     cache: Cache,
 ) -> dict[str, Any]:
-    """Answers to the facts' prompts and to the paraphrases of some, and the reasoning scores."""
+    """Answers to the facts' prompts and to the paraphrases of some, and the reasoning scores, kept under the hash ``weights``."""
     prompts = [fact.prompt for fact in facts] + [p for fact in paraphrased for p in fact.paraphrases]
     unique = sorted(set(prompts))
-    key = {"model": model_hash(model), "tokenizer": tokenizer_hash(tokenizer)}
+    key = {"model": weights, "tokenizer": tokenizer_hash(tokenizer)}
 
     def ask() -> dict[str, str]:
         answers = greedy_answers(model, tokenizer, unique, evaluation.batch_size)

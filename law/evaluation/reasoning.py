@@ -14,8 +14,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from law.errors import LawError
 from law.store import file_hash, fingerprint
 
-log = logging.getLogger(__name__)
-
 LOCAL_TASKS = Path(__file__).parent / "tasks"
 
 
