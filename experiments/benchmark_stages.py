@@ -167,7 +167,9 @@ def stages(
             "fact",
             [4 * scale, 8 * scale, 16 * scale],
             [1, 2],
-            lambda n: target_values(decoder, tokenizer, facts[:n], CONTEXTS, last, TargetSettings())[0],
+            lambda n: target_values(decoder, tokenizer, facts[:n], CONTEXTS, last, TargetSettings()).of(
+                range(n)
+            ),
             lambda n: torch.stack(
                 [
                     textbook.target_value(model, tokenizer, shape.parts, last, fact, CONTEXTS)[0]

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeGuard, TypeVar
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.errors import LawError
 from law.parallel import gathered
 
 log = logging.getLogger(__name__)
@@ -112,6 +114,16 @@ def _everywhere(found: T | None) -> TypeGuard[T]:
     return all(gathered(found is not None))
 
 
+def _again(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that was whole a while ago."""
+    if (tensors := load_tensors(path)) is None:
+        raise LawError(
+            f"{path} has gone or was damaged while this run needed it; expected nobody to touch a run's cache. "
+            "Start the run again: what is missing is computed anew."
+        )
+    return tensors
+
+
 class Cache:
     """Results kept under the hash of what they were computed from.
 
@@ -150,6 +162,13 @@ class Cache:
         if path is not None:
             save_tensors(path, {**tensors, SECONDS: torch.tensor(perf_counter() - start)})
         return tensors
+
+    def kept(
+        self, name: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
+    ) -> Callable[[], dict[str, Tensor]]:
+        """What reads the tensors of :meth:`tensors` again, so that only the disk holds them; without a folder, memory."""
+        tensors, path = self.tensors(name, key, compute), self.path(name, key, "safetensors")
+        return partial(_again, path) if path is not None else lambda: tensors
 
     def path(self, name: str, key: Mapping[str, Any], suffix: str) -> Path | None:
         """Where what ``name`` means under ``key`` lies; ``None`` where nothing is kept."""

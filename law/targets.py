@@ -18,10 +18,11 @@ batches hold facts with alike many tokens from the subject's last on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +36,8 @@ from law.errors import LawError
 from law.facts import Fact
 from law.keys import place
 from law.parallel import add_up, mine
-from law.past import Past, can_read_on, read
-from law.prompts import SubjectPrompt, check_length, pad_right, subject_prompt
+from law.prompts import SubjectPrompt, check_length, subject_prompt
+from law.shift import Batch
 from law.store import Cache, model_hash, tokenizer_hash
 
 KL_TEMPLATE = "{} is a"
@@ -77,6 +78,28 @@ class Trace:
     decay: Tensor
 
 
+@dataclass(frozen=True)
+class Targets:
+    """z* of many facts, and the traces of their losses: read a shard at a time where a cache keeps them.
+
+    Args:
+        shard: facts a shard.
+        read: gives ``z`` (facts, d_model) and ``trace`` (4, steps, facts) of each shard, in float32 on the CPU.
+    """
+
+    shard: int
+    read: Sequence[Callable[[], dict[str, Tensor]]]
+
+    def of(self, facts: Sequence[int]) -> Tensor:
+        """z* (d_model, b) of b facts, by their indices in rising order."""
+        shards = groupby(facts, lambda i: i // self.shard)
+        return torch.cat([self.read[s]()["z"][[i % self.shard for i in own]] for s, own in shards]).T
+
+    def traces(self) -> Iterator[Trace]:
+        """The trace of each shard."""
+        return (Trace(*read()["trace"]) for read in self.read)
+
+
 def end_of_text_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of " <|endoftext|>" after a word: a space, where the tokenizer keeps one, and end-of-text.
 
@@ -104,8 +127,8 @@ def target_values(
     layer: int,
     settings: TargetSettings,
     cache: Cache | None = None,
-) -> tuple[Tensor, Trace]:
-    """z* of every fact, (d_model, n) in float32 on the CPU, and the trace of its loss.
+) -> Targets:
+    """z* of every fact.
 
     With a ``cache``, each ``settings.shard`` facts are kept as soon as they are done.
     """
@@ -115,8 +138,7 @@ def target_values(
     if cache.folder is not None:
         key |= {"model": model_hash(decoder.model), "tokenizer": tokenizer_hash(tokenizer)}
     decoder.model.eval()
-    values = torch.empty(len(facts), decoder.d_model)
-    trace = torch.empty(4, settings.steps, len(facts))
+    read = []
     batches = Batches(settings.batch_size, first=4, largest=256)  # measured once, for all shards
     with _frozen(decoder), tqdm(total=len(facts), desc="z*", leave=False, disable=None) as progress:
 
@@ -137,10 +159,8 @@ def target_values(
         for first in range(0, len(facts), settings.shard):
             shard = facts[first : first + settings.shard]
             own = key | {"facts": [(fact.template, fact.subject) for fact in shard]}
-            found = cache.tensors("targets", own, partial(compute, shard))
-            values[first : first + len(shard)] = found["z"]
-            trace[:, :, first : first + len(shard)] = found["trace"]
-    return values.T, Trace(*trace)
+            read.append(cache.kept("targets", own, partial(compute, shard)))
+    return Targets(settings.shard, read)
 
 
 def _ask(
@@ -172,7 +192,7 @@ def _optimise(
     settings: TargetSettings,
 ) -> tuple[Tensor, Tensor]:
     """z* (n, d_model) and its trace (4, steps, n) for one batch of n facts."""
-    batch = _Batch.read(decoder, tokenizer, asked, layer)
+    batch = Batch.read(decoder, tokenizer, asked, layer)
     start = batch.start  # h_L^0 (n, d_model)
     deltas = [torch.zeros_like(h, requires_grad=True) for h in start]  # one each, so that each can stop
     optimizer = torch.optim.Adam(deltas, lr=settings.learning_rate)
@@ -208,82 +228,6 @@ def _optimise(
             for i, scale in zip(left, (settings.clamp * size / norm).clamp(max=1.0), strict=True):
                 deltas[i].mul_(scale)
     return start + torch.stack(deltas).detach(), trace
-
-
-@dataclass(frozen=True)
-class _Batch:
-    """The rows of several facts, ``per_fact`` each, from the subject's last token on.
-
-    Where a model can't read on, rows begin with their first token and ``past`` is ``None``.
-    """
-
-    decoder: Decoder
-    layer: int
-    per_fact: int
-    past: Past | None
-    ids: Tensor  # (rows, t)
-    mask: Tensor  # (rows, p + t)
-    hidden: Tensor  # (rows, t, d_model): the output of block L
-    at: Tensor  # (rows): the place of the subject's last token
-    ends: Tensor  # (rows): the place behind the last token
-
-    @classmethod
-    @torch.no_grad()
-    def read(
-        cls,
-        decoder: Decoder,
-        tokenizer: PreTrainedTokenizerBase,
-        asked: Sequence[Sequence[SubjectPrompt]],
-        layer: int,
-    ) -> _Batch:
-        """Run what does not depend on δ."""
-        device, padding = decoder.device, tokenizer.pad_token_id
-        rows = [row for fact in asked for row in fact]
-        begins = [row.position if can_read_on(decoder.model) else 0 for row in rows]
-        ids, mask = pad_right([r.ids[b:] for r, b in zip(rows, begins, strict=True)], padding, device)
-        at = torch.tensor([r.position - b for r, b in zip(rows, begins, strict=True)], device=device)
-        ends, past = mask.sum(1), None
-        if any(begins):
-            # padded on the left: the same as on the right, of rows turned round
-            before = [r.ids[:b][::-1] for r, b in zip(rows, begins, strict=True)]
-            ids_before, mask_before = (x.flip(1) for x in pad_right(before, padding, device))
-            positions = mask_before.sum(1, keepdim=True) + torch.arange(ids.shape[1], device=device)
-            past = Past(read(decoder.model, ids_before, mask_before), positions)
-            mask = torch.cat([mask_before, mask], dim=1)
-        hidden = decoder.hidden_states(ids, mask, layer, past)
-        return cls(decoder, layer, len(asked[0]), past, ids, mask, hidden, at, ends)
-
-    @property
-    def start(self) -> Tensor:
-        """h_L^0 (n, d_model): at the subject's last token of each bare prompt, in float32."""
-        bare = torch.arange(0, len(self.ids), self.per_fact, device=self.ids.device)
-        return self.hidden[bare, self.at[bare]].float()
-
-    def predictions(self, delta: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """With δ (n, d_model) in place: the target's NLL (n), mean over contexts and tokens, and the
-        log-probabilities (n, vocabulary) behind the subject in ``"{subject} is a"``.
-        """
-        rows = torch.arange(len(self.ids), device=self.ids.device)
-        shift = delta.repeat_interleave(self.per_fact, dim=0).to(self.hidden.dtype)
-        shifted = self.hidden.index_put((rows, self.at), shift, accumulate=True)
-        by_fact = rows.view(-1, self.per_fact)
-        prompts, about = by_fact[:, :-1].flatten(), by_fact[:, -1]
-        asked = self.ends[prompts, None] - len(target) + torch.arange(len(target), device=rows.device)
-        at = (
-            torch.cat([prompts.repeat_interleave(len(target)), about]),
-            torch.cat([asked.flatten(), self.at[about]]),
-        )
-        logits = self.decoder.logits_from(shifted, self.ids, self.mask, self.layer, at, self.past).float()
-        nll = F.cross_entropy(logits[: -len(about)], target.repeat(len(prompts)), reduction="none")
-        return nll.view(len(about), -1).mean(1), logits[-len(about) :].log_softmax(-1)
-
-    def facts(self, index: Tensor) -> _Batch:
-        """The batch of some facts only."""
-        # on the CPU: such an index serves whichever device a tensor, or a block's cache, lies on
-        rows = (index[:, None] * self.per_fact + torch.arange(self.per_fact)).flatten()
-        past = None if self.past is None else self.past.rows(rows)
-        chosen = {name: getattr(self, name)[rows] for name in ("ids", "mask", "hidden", "at", "ends")}
-        return replace(self, past=past, **chosen)
 
 
 @contextmanager

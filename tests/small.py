@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from law.architectures import Decoder
+from law.facts import Fact
+from law.targets import Trace, target_values
 
 GPT2_FILES = Path(__file__).parents[2] / "shared" / "data" / "gpt2_tokenizer"
 
@@ -187,3 +191,10 @@ def rows_of(module: nn.Module) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     module.register_forward_pre_hook(lambda _, inputs: seen.append(tuple(inputs[0].shape[:2])))
     return seen
+
+
+def all_targets(decoder: Decoder, tokenizer: Any, facts: Sequence[Fact], *rest: Any) -> tuple[Tensor, Trace]:
+    """z* of every fact, (d_model, n), and the whole trace, (steps, n), in memory."""
+    targets = target_values(decoder, tokenizer, facts, *rest)
+    traces = [(trace.loss, trace.nll, trace.kl, trace.decay) for trace in targets.traces()]
+    return targets.of(range(len(facts))), Trace(*(torch.cat(parts, 1) for parts in zip(*traces, strict=True)))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import ARCHITECTURES, TEXTS, gemma_style, gpt2_style, llama2_style, random_model
+from small import ARCHITECTURES, TEXTS, all_targets, gemma_style, gpt2_style, llama2_style, random_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -29,7 +29,7 @@ from law.methods.seul import SeUL
 from law.methods.woh import WOH
 from law.moments import MomentSettings
 from law.retain import Retain
-from law.targets import TargetSettings, target_values
+from law.targets import TargetSettings
 from law.tuning import Lora
 
 # architecture: list of blocks, down-projection, query and value projections
@@ -239,7 +239,7 @@ def test_z_starts_at_the_models_own_loss_whatever_the_batch(name: str) -> None:
     values = {}
     for size in (1, 3):
         settings = TargetSettings(steps=4, learning_rate=0.02, weight_decay=0.0, batch_size=size)
-        values[size], trace = target_values(Decoder(model), tokenizer, FACTS, contexts, 1, settings)
+        values[size], trace = all_targets(Decoder(model), tokenizer, FACTS, contexts, 1, settings)
         for i, fact in enumerate(FACTS):
             means = []
             for prompt in (fact.prompt, contexts[0].replace("{}", fact.prompt)):
@@ -258,7 +258,7 @@ def test_memit_moves_a_key_by_the_residual(name: str, general_text: Path) -> Non
     """One layer and λ → 0: W^T k moves by r = z* − h, and with it the block's output, unless a norm follows."""
     model, tokenizer = washable(name)
     targets = TargetSettings(steps=3)
-    z, _ = target_values(Decoder(model), tokenizer, FACTS, [], 1, targets)
+    z, _ = all_targets(Decoder(model), tokenizer, FACTS, [], 1, targets)
 
     def at_subjects() -> tuple[Tensor, Tensor]:
         """The down-projection's and the block's outputs at the subjects' last tokens, (n, d_model) each."""

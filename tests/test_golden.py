@@ -20,6 +20,7 @@ import pytest
 import torch
 from rich.console import Console
 from rich.table import Table
+from small import all_targets
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from law.architectures import Decoder
@@ -33,7 +34,7 @@ from law.methods.memit import MEMIT, Problem, System, edit_layers
 from law.moments import MomentSettings, collect_moments
 from law.prompts import subject_prompt
 from law.recall import greedy_answers, recalls
-from law.targets import TargetSettings, target_values
+from law.targets import Targets, TargetSettings
 
 OURS = Path(__file__).parent / "golden"
 GIVEN = Path(os.environ.get("LAW_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))
@@ -111,9 +112,8 @@ class Golden:
 
     def problem(self, model: PreTrainedModel) -> Problem:
         """What a method starts from, with the recorded C and z*."""
-        return Problem(
-            Decoder(model), self.tokenizer, self.known, self.contexts, self.moments, self.tensor("zs")
-        )
+        targets = Targets(len(self.known), [lambda: {"z": self.tensor("zs").T}])
+        return Problem(Decoder(model), self.tokenizer, self.known, self.contexts, self.moments, targets)
 
     def recorded(self, variant: str, array: str) -> np.ndarray | None:
         """An array of a variant; that with integer ids shares its first layer with ``law_search``."""
@@ -191,7 +191,7 @@ def test_second_moments(golden: Golden) -> None:
 
 
 def test_target_values_and_their_trace(golden: Golden) -> None:
-    targets, trace = target_values(
+    targets, trace = all_targets(
         golden.decoder, golden.tokenizer, golden.known, golden.contexts, golden.layers[-1], golden.targets()
     )
     golden.check("z*", error(targets, golden.arrays["zs"]), 1e-3)

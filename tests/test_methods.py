@@ -11,6 +11,7 @@ import torch
 from conftest import Loaded, TrainedLab
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import all_targets
 
 from law.architectures import Decoder
 from law.errors import LawError
@@ -20,7 +21,7 @@ from law.methods.memit import MEMIT, System, norm, prepare
 from law.methods.none import Unwashed
 from law.moments import MomentSettings
 from law.recall import recalled_facts
-from law.targets import TargetSettings, end_of_text_target, target_values
+from law.targets import TargetSettings, end_of_text_target
 
 
 def memit(lab: TrainedLab, **changes: object) -> MEMIT:
@@ -132,8 +133,8 @@ def test_lambda_search_ends_in_the_window_and_gives_up_in_words() -> None:
 def test_target_values_do_not_depend_on_the_batch_and_reach_end_of_text(knowing: Loaded) -> None:
     model, tokenizer, facts = knowing
     decoder, contexts = Decoder(model), ["He said. {}"]
-    together, trace = target_values(decoder, tokenizer, facts, contexts, 1, TargetSettings(batch_size=6))
-    alone, _ = target_values(decoder, tokenizer, facts, contexts, 1, TargetSettings(batch_size=1))
+    together, trace = all_targets(decoder, tokenizer, facts, contexts, 1, TargetSettings(batch_size=6))
+    alone, _ = all_targets(decoder, tokenizer, facts, contexts, 1, TargetSettings(batch_size=1))
     torch.testing.assert_close(together, alone, rtol=1e-3, atol=1e-3)
     assert (trace.nll[-1] < trace.nll[0]).all()
     h = subject_outputs(decoder, tokenizer, facts, 1, batch_size=8)
@@ -146,7 +147,7 @@ def test_a_loss_that_is_no_number_is_not_taken_for_a_target_reached(
 ) -> None:
     model, tokenizer, facts = knowing
     torch.nn.init.constant_(model.lm_head.weight, torch.nan)
-    z, _ = target_values(Decoder(model), tokenizer, facts[:2], [], 1, TargetSettings(steps=3))
+    z, _ = all_targets(Decoder(model), tokenizer, facts[:2], [], 1, TargetSettings(steps=3))
     assert z.isnan().all()
     with pytest.raises(LawError, match="not finite"):
         memit(trained_lab).wash(model, tokenizer, facts)
@@ -161,7 +162,7 @@ def test_norms_of_half_precision_are_not_rounded() -> None:
 def test_first_loss_is_the_models_own(knowing: Loaded) -> None:
     """Before any step the loss is the NLL of " <|endoftext|>" after the prompt, read off plain logits."""
     model, tokenizer, facts = knowing
-    _, trace = target_values(Decoder(model), tokenizer, facts[:1], [], 1, TargetSettings(steps=1))
+    _, trace = all_targets(Decoder(model), tokenizer, facts[:1], [], 1, TargetSettings(steps=1))
     prompt, target = tokenizer(facts[0].prompt)["input_ids"], end_of_text_target(tokenizer)
     assert target[-1] == tokenizer.eos_token_id
     logits = model(torch.tensor([prompt + target])).logits[0].log_softmax(-1)
@@ -180,7 +181,7 @@ def test_memit_puts_the_residual_where_it_should_be(knowing: Loaded, trained_lab
     settings = memit(trained_lab, layers=[1], lam=1e-7)
     problem = prepare(settings, model, tokenizer, facts, lambda _: None)
     K = subject_keys(decoder, tokenizer, facts, problem.contexts, [1], 8)[1].double()
-    r = (problem.targets - subject_outputs(decoder, tokenizer, facts, 1, 8)).double()
+    r = (problem.targets.of(range(len(facts))) - subject_outputs(decoder, tokenizer, facts, 1, 8)).double()
     before = decoder.weight(1).detach().clone()
     settings.wash(model, tokenizer, facts)
     delta = (decoder.weight(1).detach() - before).double()

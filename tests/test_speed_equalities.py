@@ -14,14 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference import model as textbook_model
 from reference import stages as textbook
-from small import ARCHITECTURES, random_model, rows_of
+from small import ARCHITECTURES, all_targets, random_model, rows_of
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from law import shift
 from law import targets as targets_module
 from law.architectures import Decoder
 from law.batching import Batches
 from law.errors import LawError
 from law.facts import Fact
+from law.shift import Batch
 from law.store import Cache
 from law.targets import TargetSettings, target_values
 
@@ -119,7 +121,7 @@ def test_padded_batches_fit_and_take_as_many_as_do(weights: list[int], size: int
 
 def a_loss_that_some_reach(decoder: Decoder, tokenizer: Tokenizer, settings: TargetSettings) -> float:
     """Below it are some facts at the fourth step, and others never."""
-    _, trace = target_values(decoder, tokenizer, FACTS, CONTEXTS, 1, replace(settings, stop_below=0.0))
+    _, trace = all_targets(decoder, tokenizer, FACTS, CONTEXTS, 1, replace(settings, stop_below=0.0))
     return trace.loss[3].quantile(0.3).item()
 
 
@@ -135,7 +137,7 @@ def test_target_values_are_the_textbooks(
     decoder = Decoder(tiny_model)
     stop = a_loss_that_some_reach(decoder, tiny_tokenizer, SLOW)
     settings = replace(SLOW, stop_below=stop, batch_size=batch_size)
-    found, trace = target_values(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, settings)
+    found, trace = all_targets(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, settings)
     steps_taken = set()
     for i, fact in enumerate(FACTS):
         z, expected = textbook.target_value(
@@ -171,14 +173,14 @@ def test_reading_the_prefix_once_changes_nothing(
     delta = torch.randn(len(FACTS), 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
 
     def measured() -> list[torch.Tensor]:
-        whole = targets_module._Batch.read(decoder, tiny_tokenizer, asked, 0)
+        whole = Batch.read(decoder, tiny_tokenizer, asked, 0)
         some = whole.facts(torch.tensor([1, 4]))
         found = [*whole.predictions(delta, target), *some.predictions(delta[[1, 4]], target)]
         (gradient,) = torch.autograd.grad(sum(part.sum() for part in found), delta)
         return [whole.start, gradient, *found]
 
     found = measured()
-    monkeypatch.setattr(targets_module, "can_read_on", lambda _: False)
+    monkeypatch.setattr(shift, "can_read_on", lambda _: False)
     for ours, expected in zip(found, measured(), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
     assert found[1].norm() > 1  # the gradient is not merely zero twice
@@ -206,7 +208,7 @@ def test_facts_that_are_done_leave_the_batch(tiny_model: PreTrainedModel, tiny_t
     decoder = Decoder(tiny_model)
     settings = replace(SLOW, stop_below=a_loss_that_some_reach(decoder, tiny_tokenizer, SLOW))
     above = rows_of(tiny_model.transformer.h[2])
-    _, trace = target_values(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, settings)
+    _, trace = all_targets(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, settings)
     facts_a_step = [rows // 4 for rows, _ in above[1:]]
     stops = [
         next((s for s, loss in enumerate(each) if loss < settings.stop_below), 5) for each in trace.loss.T
@@ -219,11 +221,9 @@ def test_out_of_memory_halves_the_batch_of_facts(
     tiny_model: PreTrainedModel, tiny_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder = Decoder(tiny_model)
-    expected, _ = target_values(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, TargetSettings(steps=2))
+    expected, _ = all_targets(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, TargetSettings(steps=2))
     sizes = count_facts(monkeypatch, fail_above=2)
-    found, _ = target_values(
-        decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, TargetSettings(steps=2, batch_size=6)
-    )
+    found, _ = all_targets(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, TargetSettings(steps=2, batch_size=6))
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -246,7 +246,7 @@ def test_killed_target_values_go_on_after_the_last_shard(
     tiny_model: PreTrainedModel, tiny_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoder, settings = Decoder(tiny_model), TargetSettings(steps=2, shard=2, batch_size=4)
-    expected, expected_trace = target_values(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, settings)
+    expected, expected_trace = all_targets(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, settings)
     optimise, sizes = targets_module._optimise, count_facts(monkeypatch)
     counted = targets_module._optimise
 
@@ -262,12 +262,19 @@ def test_killed_target_values_go_on_after_the_last_shard(
     assert len(list(tmp_path.iterdir())) == 1
     monkeypatch.setattr(targets_module, "_optimise", optimise)
     sizes = count_facts(monkeypatch)
-    found, trace = target_values(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, settings, cache)
+    found, trace = all_targets(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, settings, cache)
     assert sizes == [2, 2]
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(trace.loss, expected_trace.loss)
+    # the values are read from the files, any of them, by their indices
+    targets = target_values(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, settings, cache)
+    torch.testing.assert_close(targets.of([1, 2, 3, 5]), expected[:, [1, 2, 3, 5]])
     # other settings are other values; the size of a batch is not
     target_values(decoder, tiny_tokenizer, FACTS, CONTEXTS, 1, TargetSettings(steps=2, shard=2), cache)
     assert sizes == [2, 2]
     target_values(decoder, tiny_tokenizer, FACTS, CONTEXTS[:1], 1, settings, cache)
     assert sizes == [2] * 5 and len(list(tmp_path.iterdir())) == 6
+    for file in tmp_path.iterdir():
+        file.unlink()
+    with pytest.raises(LawError, match="has gone or was damaged while this run needed it"):
+        targets.of([0])

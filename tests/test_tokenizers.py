@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import TOKENIZERS, gpt2_style, llama2_style, random_model
+from small import TOKENIZERS, all_targets, gpt2_style, llama2_style, random_model
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
@@ -16,7 +16,7 @@ from law.errors import LawError
 from law.facts import Fact
 from law.prompts import subject_prompt
 from law.recall import greedy_answers
-from law.targets import TargetSettings, end_of_text_target, target_values
+from law.targets import TargetSettings, end_of_text_target
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -75,7 +75,7 @@ def test_the_first_loss_of_z_is_that_of_the_text(tokenizer: PreTrainedTokenizerF
     model = random_model("llama", len(tokenizer))
     contexts = ["He said. {}"]
     settings = TargetSettings(steps=1)
-    _, trace = target_values(Decoder(model), tokenizer, FACTS, contexts, 1, settings)
+    _, trace = all_targets(Decoder(model), tokenizer, FACTS, contexts, 1, settings)
     for i, fact in enumerate(FACTS):
         means = []
         for prompt in (fact.prompt, f"He said. {fact.prompt}"):

@@ -31,7 +31,7 @@ from law.keys import key_sums, subject_outputs
 from law.methods import Report
 from law.moments import MomentSettings, second_moments
 from law.store import Cache
-from law.targets import TargetSettings, target_values
+from law.targets import Targets, TargetSettings, target_values
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class Problem:
     facts: Sequence[Fact]
     contexts: list[str]
     moments: dict[int, Tensor]  # C of each layer, (d_ff, d_ff)
-    targets: Tensor  # z*, (d_model, n)
+    targets: Targets
 
 
 def prepare(
@@ -111,10 +111,9 @@ def prepare(
     report({"contexts": contexts})
     cache = Cache(Path(settings.cache) if settings.cache else None)
     moments = second_moments(decoder, tokenizer, settings.layers, settings.moments, cache)
-    targets, trace = target_values(
-        decoder, tokenizer, facts, contexts, settings.layers[-1], settings.targets, cache
-    )
-    first, last = trace.nll[0].mean().item(), trace.nll[-1].mean().item()
+    targets = target_values(decoder, tokenizer, facts, contexts, settings.layers[-1], settings.targets, cache)
+    nll = torch.stack([trace.nll.sum(1) for trace in targets.traces()]).sum(0) / len(facts)  # (steps)
+    first, last = nll[0].item(), nll[-1].item()
     log.info("z*: mean NLL of end-of-text %.2f → %.2f", first, last)
     report({"targets/first_nll": first, "targets/last_nll": last, "spared_s": cache.spared_s})
     return Problem(decoder, tokenizer, facts, contexts, moments, targets)
@@ -214,7 +213,7 @@ def layer_system(settings: MEMIT, problem: Problem, i: int) -> System:
 
     def residual(chunk: Sequence[int]) -> Tensor:
         h = subject_outputs(decoder, tokenizer, [facts[j] for j in chunk], last, size)
-        z = problem.targets[:, list(chunk)].to(h.device)
+        z = problem.targets.of(chunk).to(h.device)
         return (z - h) / (len(settings.layers) - i)  # (d_model, chunk)
 
     sums = key_sums(decoder, tokenizer, facts, problem.contexts, layer, size, residual)
