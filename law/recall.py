@@ -20,7 +20,7 @@ from law.prompts import check_length, token_ids
 
 NEW_TOKENS = 10
 
-CHUNK = 65_536
+CHUNK = 16_384
 """Prompts held as tokens at once."""
 
 
@@ -57,8 +57,12 @@ def recalled_facts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], batch_size: int
 ) -> list[Fact]:
     """The facts that are recalled after their prompts."""
-    found = recalled(model, tokenizer, [f.prompt for f in facts], [f.object for f in facts], batch_size)
-    return [fact for fact, known in zip(facts, found, strict=True) if known]
+    left: list[Fact] = []
+    for first in range(0, len(facts), CHUNK):
+        asked = facts[first : first + CHUNK]
+        found = recalled(model, tokenizer, [f.prompt for f in asked], [f.object for f in asked], batch_size)
+        left += (fact for fact, known in zip(asked, found, strict=True) if known)
+    return left
 
 
 def recalls(answer: str, wanted: str) -> bool:

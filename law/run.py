@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
 
+PREDICTIONS = "predictions.jsonl"
+
 
 class Source(Protocol):
     """Where facts come from."""
@@ -106,7 +108,7 @@ def wash_and_score(job: Job) -> dict[str, float]:
     failed = True
     try:
         guarded.start(folder.name, identity.name, folder, identity.config)
-        metrics, predictions = _run(job, guarded, manifest)
+        metrics = _run(job, guarded, manifest)
         write_json(folder / "manifest.json", manifest | {"status": "finished", "ended": _now()})
         failed = False
     except BaseException as error:
@@ -118,15 +120,13 @@ def wash_and_score(job: Job) -> dict[str, float]:
         traceback.clear_frames(error.__traceback__)
         raise
     else:
-        guarded.conclude(metrics, predictions)
+        guarded.conclude(metrics, folder / PREDICTIONS)
     finally:
         guarded.finish(failed)
     return metrics
 
 
-def _run(
-    job: Job, tracker: Tracker, manifest: dict[str, Any]
-) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, float]:
     """The stages of a run; writes its results and fills in the manifest's hashes and times."""
     folder, seed = job.folder, job.identity.seed
     stages: dict[str, float] = manifest["stages_s"]
@@ -181,13 +181,13 @@ def _run(
         if not math.isfinite(value):
             log.warning("%s is %s and left out of metrics.json", name, value)
             del metrics[name]
-    predictions = [_prediction(fact, answers, before, after) for fact in split.wash]
+    predictions = (_prediction(fact, answers, before, after) for fact in split.wash)
     texts = ({"prompt": p, "before": before.texts[p], "after": after.texts[p]} for p in before.texts)
-    _write_lines(folder / "predictions.jsonl", predictions)
+    _write_lines(folder / PREDICTIONS, predictions)
     _write_lines(folder / "generations.jsonl", texts)
     write_json(folder / "metrics.json", metrics)
     save_washed(model, tokenizer, unwashed, folder / "washed", job.save)
-    return metrics, predictions
+    return metrics
 
 
 def _known(facts: Sequence[Fact], answers: Mapping[str, str]) -> list[Fact]:
@@ -213,7 +213,8 @@ def _prediction(fact: Fact, answers: Mapping[str, str], before: Scores, after: S
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 def _finite(value: Any) -> Any:

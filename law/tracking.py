@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -13,13 +14,16 @@ log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Four calls in this order: ``start``, any number of ``log``, ``conclude``, ``finish``."""
+    """Four calls in this order: ``start``, any number of ``log``, ``conclude``, ``finish``.
+
+    ``predictions`` is a file with a JSON object a line.
+    """
 
     def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None: ...
 
     def log(self, values: Mapping[str, float]) -> None: ...
 
-    def conclude(self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None: ...
+    def conclude(self, summary: Mapping[str, float], predictions: Path) -> None: ...
 
     def finish(self, failed: bool) -> None: ...
 
@@ -34,7 +38,7 @@ class NoTracker:
     def log(self, values: Mapping[str, float]) -> None:
         """Keep nothing."""
 
-    def conclude(self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
+    def conclude(self, summary: Mapping[str, float], predictions: Path) -> None:
         """Keep nothing."""
 
     def finish(self, failed: bool) -> None:
@@ -54,8 +58,8 @@ class Guarded:
     def log(self, values: Mapping[str, float]) -> None:
         self._try("log", values)
 
-    def conclude(self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
-        self._try("conclude", summary, table)
+    def conclude(self, summary: Mapping[str, float], predictions: Path) -> None:
+        self._try("conclude", summary, predictions)
 
     def finish(self, failed: bool) -> None:
         self._try("finish", failed)
@@ -110,15 +114,17 @@ class Wandb:
         """One step of the curves."""
         self._run.log(dict(values))
 
-    def conclude(self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
-        """The final scores, and the predictions as a table."""
+    def conclude(self, summary: Mapping[str, float], predictions: Path) -> None:
+        """The final scores, and the predictions, a JSON object a line, as a table."""
         import wandb
 
         self._run.summary.update(dict(summary))
-        if table:
-            columns: list[str | int] = list(table[0])
-            rows = [[row[str(column)] for column in columns] for row in table]
-            self._run.log({"predictions": wandb.Table(columns=columns, data=rows)})
+        with predictions.open(encoding="utf-8") as lines:
+            rows = [json.loads(line) for line in lines]
+        columns: list[str | int] = list(rows[0])
+        self._run.log(
+            {"predictions": wandb.Table(columns=columns, data=[list(row.values()) for row in rows])}
+        )
 
     def finish(self, failed: bool) -> None:
         """Close the run; a failed one is marked so."""

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import json
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,18 +34,24 @@ class Fragile:
     def log(self, values: Mapping[str, float]) -> None:
         self._call("log", values)
 
-    def conclude(self, summary: Mapping[str, float], table: Sequence[Mapping[str, Any]]) -> None:
-        self._call("conclude", summary, table)
+    def conclude(self, summary: Mapping[str, float], predictions: Path) -> None:
+        self._call("conclude", summary, predictions)
 
     def finish(self, failed: bool) -> None:
         self._call("finish", failed)
+
+
+def predictions_of(folder: Path) -> Path:
+    """A file beside a run's folder, since a tracker that keeps nothing leaves the folder empty."""
+    return folder.with_name(f"{folder.name}.jsonl")
 
 
 def whole_run(tracker: Tracker, folder: Path, name: str = "law-s0", failed: bool = False) -> None:
     tracker.start(name, "demo", folder, {"method": {"layers": [1, 2]}, "seed": 0})
     tracker.log({"targets/first_nll": 4.5})
     tracker.log({"targets/first_nll": 3.5})
-    tracker.conclude(SUMMARY, TABLE)
+    predictions_of(folder).write_text("".join(json.dumps(row) + "\n" for row in TABLE))
+    tracker.conclude(SUMMARY, predictions_of(folder))
     tracker.finish(failed)
 
 
@@ -55,7 +62,7 @@ def test_a_guard_passes_everything_on(tmp_path: Path, caplog: pytest.LogCaptureF
         ("start", "law-s0", "demo", tmp_path, {"method": {"layers": [1, 2]}, "seed": 0}),
         ("log", {"targets/first_nll": 4.5}),
         ("log", {"targets/first_nll": 3.5}),
-        ("conclude", SUMMARY, TABLE),
+        ("conclude", SUMMARY, predictions_of(tmp_path)),
         ("finish", True),
     ]
     assert caplog.records == []
@@ -123,7 +130,9 @@ def test_wandb_offline_leaves_a_folder_for_each_run(tmp_path: Path) -> None:
         for text in (name, "demo", "washing", "layers", "targets/first_nll", "forget/accuracy", "0.125"):
             assert text.encode() in written, text
         (table,) = folder.rglob("*.table.json")
-        assert "Frenglish" in table.read_text()
+        rows = [["Anna speaks", " Frenglish"], ["Ben speaks", ""]]
+        found = json.loads(table.read_text())
+        assert (found["columns"], found["data"]) == (["prompt", "answer"], rows)
     assert len({*ids}) == 2
     assert wandb.run is None
 

@@ -27,7 +27,7 @@ class Replies:
     log_probs: Mapping[Question, float]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Probe:
     """A question of a fact; the questions of one fact count as one cluster."""
 

@@ -12,6 +12,9 @@ from law.errors import LawError
 from law.facts import Question
 from law.prompts import equal_length_batches, positions, token_ids
 
+CHUNK = 8192
+"""Questions held as tokens at once, at 3 kB each with what the tokenizer says of them."""
+
 
 @torch.inference_mode()
 def object_log_probs(
@@ -25,11 +28,21 @@ def object_log_probs(
     Prompt and object are tokenised together. The object's tokens are those that reach beyond the
     prompt, so that no assumption about spaces or a beginning-of-text token is needed.
     """
+    found: list[float] = []
+    for first in range(0, len(questions), CHUNK):
+        found += _chunk_log_probs(model, tokenizer, questions[first : first + CHUNK], batch_size)
+    return found
+
+
+def _chunk_log_probs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    batch_size: int,
+) -> list[float]:
     prompts = [question.prompt.rstrip() for question in questions]
     texts = [f"{p} {q.object.strip()}" for p, q in zip(prompts, questions, strict=True)]
-    encoded = (
-        tokenizer(texts, return_offsets_mapping=True) if texts else {"input_ids": [], "offset_mapping": []}
-    )
+    encoded = tokenizer(texts, return_offsets_mapping=True)
     rows: list[list[int]] = encoded["input_ids"]
     by_size: dict[int, list[int]] = defaultdict(list)  # number of the object's tokens: rows
     for i, offsets in enumerate(encoded["offset_mapping"]):
