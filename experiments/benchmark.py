@@ -41,7 +41,28 @@ def seconds(work: Callable[[int], Any], n: int, units: int) -> float:
     return (perf_counter() - began) / units
 
 
-def measure(stage: Stage, repeats: int, exact: bool) -> list[dict[str, Any]]:
+def attainable(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of a product of two matrices of 4,096 x 4,096: what the device does at best."""
+    matrix = torch.randn(4096, 4096, dtype=torch.float32).to(device, dtype)
+    return 2 * 4096**3 / min(seconds(lambda _: matrix @ matrix, 0, 1) for _ in range(5))
+
+
+def profile(work: Callable[[], Any]) -> dict[str, float]:
+    """The share of a run's seconds that the five heaviest operators take themselves, by their names."""
+    with torch.profiler.profile() as found:
+        began = perf_counter()
+        work()
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+        whole = 1e6 * (perf_counter() - began)
+    spent = {
+        event.key: event.self_device_time_total or event.self_cpu_time_total for event in found.key_averages()
+    }
+    heaviest = sorted(spent, key=lambda name: -spent[name])[:5]
+    return {name: spent[name] / whole for name in heaviest}
+
+
+def measure(stage: Stage, repeats: int, device: str, exact: bool) -> list[dict[str, Any]]:
     """Compare the outputs, then time both in turns.
 
     Raises:
@@ -56,6 +77,8 @@ def measure(stage: Stage, repeats: int, exact: bool) -> list[dict[str, Any]]:
         raise LawError(
             f"{stage.name}: ours differs from the textbook by {error:.1e}; expected {stage.bound:.0e}."
         )
+    share = profile(lambda: stage.ours(first))
+    best = attainable(device, stage.dtype)
     reference_units = stage.reference_units or stage.units
     times: dict[str, dict[int, list[float]]] = {
         "ours": {n: [] for n in stage.sizes},
@@ -83,6 +106,8 @@ def measure(stage: Stage, repeats: int, exact: bool) -> list[dict[str, Any]]:
                 "ours_s": median(b),
                 "reference_s": median(a),
                 "ours_flop_per_s": flops / median(b),
+                "attainable_flop_per_s": best,
+                "profile": share,
                 "error": error,
                 "growth": {who: growth(stage, sizes) for who, sizes in times.items()},
             }
@@ -146,8 +171,12 @@ if __name__ == "__main__":
     rows: list[dict[str, Any]] = []
     for stage in stages(shape, model, tokenizer, chosen.data, chosen.scale):
         if chosen.stages is None or stage.name.startswith(tuple(chosen.stages)):
-            for row in measure(stage, chosen.repeats, chosen.dtype == "float32"):
+            for row in measure(stage, chosen.repeats, chosen.device, chosen.dtype == "float32"):
                 rows.append(setting | row)
-                log.info(json.dumps({k: v for k, v in row.items() if k != "growth"}, ensure_ascii=False))
+                log.info(
+                    json.dumps(
+                        {k: v for k, v in row.items() if k not in ("growth", "profile")}, ensure_ascii=False
+                    )
+                )
             write_json(chosen.out / "results.json", rows)
     picture(rows, chosen.out / "benchmark.png")

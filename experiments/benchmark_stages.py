@@ -79,6 +79,7 @@ class Stage:
         units: how many units so many items are.
         error: of our result against the textbook's.
         bound: the largest error, in float32.
+        dtype: of its products.
         same_size: whether the ratio is taken at every size, or at the largest sizes.
         reference_units: how many units the textbook does on so many items, where it does not do as many.
     """
@@ -92,6 +93,7 @@ class Stage:
     units: Callable[[int], int]
     error: Callable[[Any, Any], float]
     bound: float
+    dtype: torch.dtype
     same_size: bool = False
     reference_units: Callable[[int], int] | None = None
 
@@ -180,6 +182,7 @@ def stages(
             lambda n: n,
             lambda ours, theirs: relative(ours[:, : theirs.shape[1]], theirs),
             1e-3,
+            model.dtype,
         ),
         Stage(
             f"second moments, {len(shape.layers)} layers",
@@ -197,6 +200,7 @@ def stages(
                 for layer, c in collect_moments(decoder, tokenizer, texts[:1], shape.layers)[0].items()
             ),
             1e-5,
+            model.dtype,
         ),
         Stage(
             "known facts",
@@ -208,6 +212,7 @@ def stages(
             lambda n: n,
             known_error,
             0.0,
+            model.dtype,
         ),
         ascent(decoder, last, torch.float64),
         ascent(decoder, last, torch.float32),
@@ -243,6 +248,7 @@ def ascent(decoder: Decoder, layer: int, dtype: torch.dtype) -> Stage:
         lambda _: iterations,
         lambda ours, theirs: relative(ours - start, theirs - start),
         1e-3 if dtype == torch.float32 else 1e-9,
+        dtype,
         same_size=True,
         reference_units=lambda n: few[n],
     )

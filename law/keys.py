@@ -37,7 +37,7 @@ def subject_keys(
     layers: list[int],
     batch_size: int,
 ) -> dict[int, Tensor]:
-    """K of every layer in ``layers``, (d_ff, n) each, in one pass over the prompts.
+    """K of every layer in ``layers``, (d_ff, n) each in float32, in one pass over the prompts.
 
     A column is the mean over the two types of context: the bare prompt weighs one half, the mean of
     the others the other half.
@@ -61,7 +61,7 @@ def subject_keys(
     weights[0] = 0.5 if contexts else 1.0
     return {
         # (n, contexts, d_ff) weighted over contexts, then (d_ff, n)
-        layer: (k.view(len(facts), per_fact, -1) * weights.to(k.dtype)).sum(1).T
+        layer: (k.view(len(facts), per_fact, -1).float() * weights).sum(1).T
         for layer, k in keys.items()
     }
 

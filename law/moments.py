@@ -148,9 +148,10 @@ def _grams(decoder: Decoder, rows: list[list[int]], layers: list[int]) -> dict[i
     """
     longest = max(map(len, rows))
     ids = torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=decoder.device)
-    lengths = torch.tensor([len(row) for row in rows], device=decoder.device)
-    real = torch.arange(longest, device=decoder.device) < lengths[:, None]  # (b, t)
+    real = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]  # (b, t)
+    # the CPU finds the places: a mask on the device would make every layer wait for their number
+    at = real.flatten().nonzero().squeeze(1).to(decoder.device)  # (tokens)
     with decoder.capture_keys(layers) as captured:
         decoder.hidden_states(ids, None, layers[-1])
-    keys = {layer: captured.pop(layer)[real].float() for layer in layers}  # (tokens, d_ff)
+    keys = {layer: captured.pop(layer).flatten(0, 1)[at].float() for layer in layers}  # (tokens, d_ff)
     return {layer: k.T @ k for layer, k in keys.items()}  # (d_ff, tokens) @ (tokens, d_ff)

@@ -176,18 +176,18 @@ def accumulate(
 
     ``draws`` holds, for each term, the indices of its rows in this step.
     """
-    means: list[float] = []
+    means: list[Tensor] = []
     for term, draw in zip(terms, draws, strict=True):
         count = sum(term.units(term.rows[i]) for i in draw)
-        mean = 0.0
+        mean = torch.zeros((), device=model.device)
         for at in range(0, len(draw), micro):
             batch = pad([term.rows[i] for i in draw[at : at + micro]], draw[at : at + micro], model.device)
             with _autocast(model, autocast):
                 share = term.loss(batch).float().sum() / count
             (term.weight * share).backward()
-            mean += share.item()
+            mean += share.detach()
         means.append(mean)
-    return means
+    return torch.stack(means).tolist()  # read once a step, since reading waits for the device
 
 
 def _autocast(model: PreTrainedModel, dtype: str | None) -> AbstractContextManager[Any]:

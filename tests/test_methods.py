@@ -17,7 +17,7 @@ from law.architectures import Decoder
 from law.errors import LawError
 from law.keys import subject_keys, subject_outputs
 from law.methods.law import LAW, SearchWindow, ascend
-from law.methods.memit import MEMIT, System, norm, prepare
+from law.methods.memit import MEMIT, System, add_update, norm, prepare
 from law.methods.none import Unwashed
 from law.moments import MomentSettings
 from law.recall import recalled_facts
@@ -157,6 +157,18 @@ def test_norms_of_half_precision_are_not_rounded() -> None:
     """√(3² · 10,000) = 300; bfloat16 has no number between 300 and 302."""
     assert norm(torch.full((100, 100), 3.0, dtype=torch.bfloat16)) == 300
     assert norm(torch.full((1, 2), 3.0, dtype=torch.bfloat16)) == 18**0.5
+
+
+def test_an_update_that_half_precision_rounds_away_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """Next to 1, bfloat16 has 1.0078: such a step is added whole, a hundredth of it not at all."""
+    weight = torch.ones(2, 3, dtype=torch.bfloat16)
+    add_update(weight, torch.full((2, 3), 2.0**-7, dtype=torch.float64))
+    assert caplog.messages == [] and weight.unique().tolist() == [1 + 2.0**-7]
+    add_update(weight, torch.full((2, 3), 1e-4, dtype=torch.float64))
+    assert weight.unique().tolist() == [1 + 2.0**-7]
+    assert caplog.messages == [
+        "an update is added to weights in bfloat16, whose rounding moves it by 100 %; set model.dtype=float32"
+    ]
 
 
 def test_first_loss_is_the_models_own(knowing: Loaded) -> None:

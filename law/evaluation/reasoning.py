@@ -24,6 +24,7 @@ from law.prompts import positions
 from law.store import file_hash, fingerprint
 
 LOCAL_TASKS = Path(__file__).parent / "tasks"
+CPU_BATCH = 16
 BOOTSTRAPS = 2  # LAMBADA's perplexity, which nothing reports, can't do with fewer
 
 
@@ -44,15 +45,15 @@ class ReasoningSettings:
         source: rows from the hub, or from ``data`` (a mirror, whose scores are called ``<task>_mirror``).
         data: the folder of the mirrors' JSONL files.
         limit: items a task; ``null`` takes all.
-        batch_size: rows a forward pass; ``null`` lets the harness measure it, which tries 64 of the longest rows
-            that the model takes (on a CPU that can be more memory than there is).
+        batch_size: rows a forward pass; ``null`` lets the harness measure what an accelerator holds, up to 64, and
+            takes 16 on a CPU: a larger one gains nothing there, and one too large ends the process.
     """
 
     tasks: list[str] = field(default_factory=list)
     source: RowSource = RowSource.auto
     data: str | None = None
     limit: int | None = None
-    batch_size: int | None = 64
+    batch_size: int | None = None
 
 
 def load_tasks(settings: ReasoningSettings) -> dict[str, Any]:
@@ -156,9 +157,10 @@ def _ask_harness(
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
 
+    measured = CPU_BATCH if model.device.type == "cpu" else "auto"
     try:
         found = simple_evaluate(
-            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size or "auto"),
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size or measured),
             tasks=list(tasks.values()),
             task_manager=TaskManager(include_defaults=False),  # the tasks are loaded already
             limit=settings.limit,

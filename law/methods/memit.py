@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 BACKWARD_ERROR = 1e-10
 """The largest residual of a solution, as a share of ‖λC + KKᵀ‖ ‖Δ‖ + ‖K rᵀ‖."""
 
+ROUNDED = 0.05
+"""The share of an update's norm from which on its rounding is worth a warning."""
+
 
 @dataclass
 class MEMIT:
@@ -227,8 +230,16 @@ def norm(matrix: Tensor) -> float:
 
 @torch.no_grad()
 def add_update(weight: Tensor, delta: Tensor) -> None:
-    """W ← W + Δ, in W's own dtype and on its device; both (d_ff, d_model)."""
+    """W ← W + Δ, in W's own dtype and on its device; both (d_ff, d_model). Tells where rounding takes much of Δ."""
+    before = weight.clone()
     weight += delta.to(weight)
+    lost, size = norm((weight - before).double() - delta), norm(delta)
+    if lost > ROUNDED * size:
+        log.warning(
+            "an update is added to weights in %s, whose rounding moves it by %.0f %%; set model.dtype=float32",
+            str(weight.dtype).removeprefix("torch."),
+            100 * lost / size,
+        )
 
 
 def check_finite(delta: Tensor) -> Tensor:
