@@ -95,19 +95,20 @@ def _what_is_there(path: str, local: bool) -> str:
 
 
 def find_device(name: str) -> torch.device:
-    """The configured device; ``auto`` is the first accelerator, or the CPU.
+    """The configured device; ``auto`` is an accelerator, or the CPU. Of several of a kind, each process takes its own.
 
     Raises:
         LawError: no such device on this machine.
     """
-    if name == "auto":
-        found = torch.accelerator.current_accelerator()
-        # updates are solved in float64, which Apple's devices lack
-        if found is None or found.type == "mps":
-            return torch.device("cpu")
-        return torch.device(found.type, int(os.environ.get("LOCAL_RANK", "0")))  # torchrun: one each
     try:
-        return torch.empty(0, device=name).device
+        if name == "auto":
+            found = torch.accelerator.current_accelerator()
+            # updates are solved in float64, which Apple's devices lack
+            name = "cpu" if found is None or found.type == "mps" else found.type
+        device = torch.device(name)
+        if device.type != "cpu" and device.index is None:
+            device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))  # set by torchrun
+        return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
         raise LawError(
             f"The device {name!r} can't be used here ({str(error).splitlines()[0]}). Expected cpu, auto, or "

@@ -134,7 +134,7 @@ class LAW:
         starts = self._initialise(problem, report)
 
         dtype = torch.float32 if self.single_precision else torch.float64
-        left = list(facts)
+        left = facts
         for layer in self.initial.layers:
             G = key_sums(
                 problem.decoder, tokenizer, left, problem.contexts, layer, self.initial.batch_size
