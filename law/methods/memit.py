@@ -233,7 +233,7 @@ def add_update(weight: Tensor, delta: Tensor) -> None:
     """W ← W + Δ, in W's own dtype and on its device; both (d_ff, d_model). Tells where rounding takes much of Δ."""
     before = weight.clone()
     weight += delta.to(weight)
-    lost, size = norm((weight - before).double() - delta), norm(delta)
+    lost, size = norm((weight - before).to(delta) - delta), norm(delta)
     if lost > ROUNDED * size:
         log.warning(
             "an update is added to weights in %s, whose rounding moves it by %.0f %%; set model.dtype=float32",
