@@ -23,7 +23,7 @@ from law.batching import Batches
 from law.errors import LawError
 from law.parallel import add_up, rank, world
 from law.prompts import positions
-from law.store import Cache, load_tensors, model_hash, save_tensors, tokenizer_hash
+from law.store import SECONDS, Cache, load_tensors, model_hash, save_tensors, seconds_of, tokenizer_hash
 from law.text import TextSettings
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def second_moments(
         )
         return {str(layer): c for layer, c in found.items()} | {"tokens": torch.tensor(tokens)}
 
-    found = cache.tensors("moments", key, compute)
+    found = cache.tensors("moments", key, compute, seconds_of(part) if part else 0.0)
     if part is not None:
         part.unlink(missing_ok=True)
     log.info("second moments of %d tokens, layers %s", found["tokens"], layers)
@@ -113,9 +113,11 @@ def collect_moments(
         for layer, d_ff in sizes.items()
     }
     tokens = documents = 0
+    began = monotonic()
     if part is not None and (saved := load_tensors(part)) is not None:
         sums = {layer: saved[str(layer)].to(decoder.device) for layer in layers}
         tokens, documents = int(saved["tokens"]), int(saved["documents"])
+        began -= saved[SECONDS].item()
         log.info("second moments: going on after %d documents", documents)
     # of all documents, this process reads every n-th
     remaining, saved_at = islice(texts, rank() + documents * world(), None, world()), monotonic()
@@ -131,9 +133,10 @@ def collect_moments(
             documents += len(chunk)
             progress.update(len(chunk))
             if part is not None and monotonic() - saved_at >= save_every:
-                counts = {"tokens": torch.tensor(tokens), "documents": torch.tensor(documents)}
-                save_tensors(part, {str(layer): c for layer, c in sums.items()} | counts)
                 saved_at = monotonic()
+                counts = {"tokens": tokens, "documents": documents, SECONDS: saved_at - began}
+                counted = {name: torch.tensor(count) for name, count in counts.items()}
+                save_tensors(part, {str(layer): c for layer, c in sums.items()} | counted)
     count = torch.tensor(tokens)
     add_up(count, *sums.values())
     if not count:

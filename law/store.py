@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any, TypeGuard, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -98,6 +98,15 @@ def load_tensors(path: Path) -> dict[str, Tensor] | None:
         return None
 
 
+def seconds_of(path: Path) -> float:
+    """How long the tensors of a file took to compute; 0 where there is none, or a damaged one."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return float(file.get_tensor(SECONDS))
+    except (FileNotFoundError, SafetensorError):
+        return 0.0
+
+
 def load_json(path: Path) -> Any:
     """The value of a file; ``None`` where there is none, or a damaged one, which is logged."""
     try:
@@ -127,7 +136,7 @@ def _again(path: Path) -> dict[str, Tensor]:
 class Cache:
     """Results kept under the hash of what they were computed from.
 
-    ``spared_s`` adds up the seconds that the tensors taken from it once took to compute.
+    ``spared_s`` adds up the seconds that the tensors taken from it once took to compute, in whole or in part.
 
     Args:
         folder: where they lie; ``None`` keeps nothing.
@@ -149,16 +158,24 @@ class Cache:
         return value
 
     def tensors(
-        self, name: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
+        self,
+        name: str,
+        key: Mapping[str, Any],
+        compute: Callable[[], dict[str, Tensor]],
+        begun_s: float = 0.0,
     ) -> dict[str, Tensor]:
-        """The tensors kept under ``key``, computed when there are none or the file is damaged."""
+        """The tensors kept under ``key``, computed when there are none or the file is damaged.
+
+        ``begun_s`` are the seconds that an earlier process spent on what ``compute`` goes on with.
+        """
         path = self.path(name, key, "safetensors")
         if path is not None and _everywhere(found := load_tensors(path)):
             log.info("%s: taken from %s", name, path)
             self.spared_s += found.pop(SECONDS).item()
             return found
-        start = perf_counter()
+        start = perf_counter() - begun_s
         tensors = compute()
+        self.spared_s += begun_s
         if path is not None:
             save_tensors(path, {**tensors, SECONDS: torch.tensor(perf_counter() - start)})
         return tensors

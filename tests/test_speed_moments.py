@@ -23,7 +23,7 @@ from law.architectures import Decoder
 from law.errors import LawError
 from law.moments import MomentSettings, collect_moments, second_moments
 from law.recall import greedy_answers, recalled, recalls
-from law.store import Cache
+from law.store import Cache, seconds_of
 
 # --- second moments -----------------------------------------------------------------------------
 
@@ -78,6 +78,8 @@ def test_killed_moments_go_on_and_leave_nothing_half_done(
         second_moments(decoder, tiny_tokenizer, [0, 2], settings, cache)
     (left,) = cache.folder.iterdir()
     assert left.name.endswith(".part.safetensors")
+    spent = seconds_of(left)
+    assert spent > 0
     fail_at = None
     documents.clear()
     found = second_moments(decoder, tiny_tokenizer, [0, 2], settings, cache)
@@ -86,6 +88,8 @@ def test_killed_moments_go_on_and_leave_nothing_half_done(
         torch.testing.assert_close(found[layer], c, rtol=1e-6, atol=1e-9)
     (kept,) = cache.folder.iterdir()
     assert not kept.name.endswith("part.safetensors")
+    # what the killed process spent counts as well, now and for whoever takes C from the cache
+    assert cache.spared_s == spent < seconds_of(kept)
 
 
 def test_moments_out_of_memory_count_no_token_twice(
