@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 LATEX = {character: f"\\{character}" for character in "_%&#${}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "—": "---", "−": "$-$"}
+
+ACROSS = 6
+"""Columns of numbers that a page's width holds in print of a size to be read."""
 
 
 class Cell(NamedTuple):
@@ -53,22 +58,39 @@ def to_markdown(tables: list[Table], problems: list[str]) -> str:
 
 
 def to_latex(tables: list[Table], problems: list[str]) -> str:
-    r"""Booktabs tables to ``\input``; what they need, and the problems, are comments above them."""
+    r"""Booktabs tables to ``\input``; what they need, and the problems, are comments above them.
+
+    Wide tables are set in parts, one below the other, that repeat the columns of words.
+    """
     lines = [r"% needs \usepackage{booktabs,adjustbox}", *(f"% {problem}" for problem in problems)]
     for table in tables:
-        head, *body = (" & ".join(row) + r" \\" for row in _rows(table, _latex, r"\textbf{{{}}}"))
         label = re.sub(r"[^A-Za-z0-9.]+", "-", f"{table.model}-{table.dataset}")
         lines += [
             r"\begin{table}[tbp]",
             r"\centering\small",
             rf"\caption{{{_latex(f'{table.model}, {table.dataset}. {table.note}')}}}",
             rf"\label{{tab:{label}}}",
-            r"\begin{adjustbox}{max width=\linewidth}",
-            rf"\begin{{tabular}}{{{'l' * table.names}{'r' * (len(table.headings) - table.names)}}}",
-            *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
-            *(r"\end{tabular}", r"\end{adjustbox}", r"\end{table}"),
         ]
+        rows = _rows(table, _latex, r"\textbf{{{}}}")
+        for part in _parts(len(table.headings), table.names):
+            words = table.names
+            head, *body = (" & ".join([*row[:words], *row[part]]) + r" \\" for row in rows)
+            lines += [
+                r"\par\smallskip",
+                r"\begin{adjustbox}{max width=\linewidth}",
+                rf"\begin{{tabular}}{{{'l' * words}{'r' * (part.stop - part.start)}}}",
+                *(r"\toprule", head, r"\midrule", *body, r"\bottomrule"),
+                *(r"\end{tabular}", r"\end{adjustbox}"),
+            ]
+        lines.append(r"\end{table}")
     return "\n".join([*lines, ""])
+
+
+def _parts(columns: int, names: int) -> list[slice]:
+    """The columns of numbers in parts that fit a page's width, none much narrower than another."""
+    count = max(1, math.ceil((columns - names) / ACROSS))
+    ends = [names + (columns - names) * part // count for part in range(count + 1)]
+    return [slice(*pair) for pair in pairwise(ends)]
 
 
 def _markdown(text: str) -> str:

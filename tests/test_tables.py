@@ -417,6 +417,19 @@ def test_any_text_makes_latex_that_balances(rows: list[list[str]]) -> None:
     assert check_latex(to_latex([table], [])) == [[2] * (2 + len(rows))]
 
 
+@given(st.integers(1, 3), st.integers(0, 40))
+def test_wide_tables_are_set_in_parts(names: int, numbers: int) -> None:
+    """Every column once, in order, behind the columns of words; parts of six numbers at most, alike in width."""
+    headings = [f"h{i}" for i in range(names + numbers)]
+    text = to_latex([Table("m", "d", headings, [], names, "")], [])
+    heads = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.endswith(r" \\")]
+    assert all(head[:names] == headings[:names] for head in heads)
+    parts = [head[names:] for head in heads]
+    assert [heading for part in parts for heading in part] == headings[names:]
+    widths = [len(part) for part in parts]
+    assert max(widths) <= 6 and max(widths) - min(widths) <= 1
+
+
 @pytest.mark.skipif(not shutil.which("pdflatex"), reason="needs pdflatex")
 def test_latex_compiles(folder: Path, tmp_path: Path) -> None:
     write_tables(folder)
