@@ -66,7 +66,7 @@ class Invented(Sequence[Fact]):
         return Fact(str(number), subject, TEMPLATES[number % len(TEMPLATES)], self.object, "invented")
 
 
-def peak_mb() -> float:
+def peak_mib() -> float:
     """The largest resident set so far, in MiB; Linux counts in KiB, macOS in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
@@ -107,14 +107,14 @@ def main(count: int, whole: bool) -> dict[str, float]:
     """Peaks in MiB before washing and after it; the share of known facts, of a whole run; and seconds."""
     tokenizer = AutoTokenizer.from_pretrained(LAB)
     model = new_model({"model_type": "gpt2", **SHAPE}, tokenizer, seed=0).eval()
-    found = {"facts": count, "peak_before_mib": peak_mb()}
+    found = {"facts": count, "peak_before_mib": peak_mib()}
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         if whole:  # nearly every answer of this model has an i in it
             found["known"] = run(model, tokenizer, Invented(range(count), "i"), Path(folder))
         else:
             method(Path(folder)).wash(model, tokenizer, Invented(range(count), "nowhere"))
-    return found | {"peak_mib": peak_mb(), "seconds": time.perf_counter() - start}
+    return found | {"peak_mib": peak_mib(), "seconds": time.perf_counter() - start}
 
 
 if __name__ == "__main__":

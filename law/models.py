@@ -108,7 +108,10 @@ def find_device(name: str) -> torch.device:
         device = torch.device(name)
         if device.type != "cpu" and device.index is None:
             device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))  # set by torchrun
-        return torch.empty(0, device=device).device
+        device = torch.empty(0, device=device).device
+        if device.type != "cpu":
+            torch.accelerator.set_device_index(device.index)  # the one that is waited for
+        return device
     except (RuntimeError, AssertionError) as error:
         raise LawError(
             f"The device {name!r} can't be used here ({str(error).splitlines()[0]}). Expected cpu, auto, or "

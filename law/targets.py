@@ -65,7 +65,7 @@ class TargetSettings:
     clamp: float = 0.75
     stop_below: float = 0.05
     batch_size: int | None = None
-    shard: int = 4096
+    shard: int = 1024
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class ReasoningSettings:
         data: the folder of the mirrors' JSONL files.
         limit: items a task; ``null`` takes all.
         batch_size: rows a forward pass; ``null`` lets the harness measure what an accelerator holds, up to 64, and
-            takes 16 on a CPU: a larger one gains nothing there, and one too large ends the process.
+            takes 16 on a CPU, where one too large ends the process.
     """
 
     tasks: list[str] = field(default_factory=list)

@@ -88,13 +88,16 @@ def ascend(
     parameter = torch.nn.Parameter(start.double().clone())
     optimizer = torch.optim.Adam([parameter], lr=learning_rate)
     beta = beta_ratio * constraint(parameter.data, C)
-    best, best_objective = start.double().clone(), objective(parameter.data, K)
+    best = start.double().clone()
     highest = -torch.inf
     trace: list[float] = []
     projections: list[int] = []
     for iteration in range(iterations):
         value = objective(parameter, K)
         trace.append(value.item())
+        better = trace[-1] > highest
+        if better:
+            highest, best_iteration, best = trace[-1], iteration, parameter.data.clone()
         optimizer.zero_grad()
         (-value).backward()
         optimizer.step()
@@ -104,12 +107,10 @@ def ascend(
             projections.append(iteration)
             if boundary_learning_rate is not None:
                 optimizer.param_groups[0]["lr"] = boundary_learning_rate
-        if trace[-1] > highest:
-            highest, best_iteration = trace[-1], iteration
+        if better:
             literal, snapshot = parameter.data, parameter.data.clone()
-        reached = objective(parameter.data, K)
-        if reached > best_objective:
-            best, best_objective = parameter.data.clone(), reached
+    if objective(parameter.data, K) > highest:
+        best = parameter.data.clone()
     return Ascent(
         best,
         parameter.data.clone(),
