@@ -229,8 +229,8 @@ def ascent(decoder: Decoder, layer: int, dtype: torch.dtype) -> Stage:
 
     root, start = draw(d_ff, 2 * d_ff), draw(d_ff, d_model)
     C = root @ root.T / root.shape[1]  # (d_ff, 2 d_ff) @ (2 d_ff, d_ff)
-    # ours takes many iterations, since a run begins and ends with two products of its own
-    sizes, iterations, few = [500, 5_000, 50_000], 20, {500: 20, 5_000: 10, 50_000: 3}
+    # many iterations, since a run begins and ends with products of its own, and washing takes a thousand
+    sizes, iterations, few = [500, 5_000, 50_000], 60, {500: 60, 5_000: 20, 50_000: 3}
     keys = {n: draw(d_ff, n) for n in sizes}
     grams = {n: K @ K.T for n, K in keys.items()}  # (d_ff, n) @ (n, d_ff)
     law = LAW(MEMIT([layer], 1.0, MomentSettings()), learning_rate=1e-3, iterations=iterations)
