@@ -47,14 +47,10 @@ def attainable(device: str, dtype: torch.dtype) -> float:
     return 2 * 4096**3 / min(seconds(lambda _: matrix @ matrix, 0, 1) for _ in range(5))
 
 
-def profile(work: Callable[[], Any]) -> dict[str, float]:
-    """The share of a run's seconds that the five heaviest operators take themselves, by their names."""
+def profile(work: Callable[[int], Any], n: int) -> dict[str, float]:
+    """The share of a run's seconds on ``n`` items that the five heaviest operators take themselves, by their names."""
     with torch.profiler.profile() as found:
-        began = perf_counter()
-        work()
-        if torch.accelerator.is_available():
-            torch.accelerator.synchronize()
-        whole = 1e6 * (perf_counter() - began)
+        whole = 1e6 * seconds(work, n, 1)
     spent = {
         event.key: event.self_device_time_total or event.self_cpu_time_total for event in found.key_averages()
     }
@@ -77,7 +73,7 @@ def measure(stage: Stage, repeats: int, device: str, exact: bool) -> list[dict[s
         raise LawError(
             f"{stage.name}: ours differs from the textbook by {error:.1e}; expected {stage.bound:.0e}."
         )
-    share = profile(lambda: stage.ours(first))
+    share = profile(stage.ours, first)
     best = attainable(device, stage.dtype)
     reference_units = stage.reference_units or stage.units
     times: dict[str, dict[int, list[float]]] = {

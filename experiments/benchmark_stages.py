@@ -156,8 +156,7 @@ def stages(
         return [textbook.greedy_answer(model, tokenizer, fact.prompt) for fact in asked[:n]]
 
     def known(n: int) -> list[bool]:
-        chosen = facts[:n]
-        return recalled(model, tokenizer, [f.prompt for f in chosen], [f.object for f in chosen])
+        return recalled(model, tokenizer, facts[:n])
 
     def known_error(_: list[bool], expected: list[str]) -> float:
         found = greedy_answers(model, tokenizer, [f.prompt for f in facts[: len(expected)]])

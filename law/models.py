@@ -106,11 +106,12 @@ def find_device(name: str) -> torch.device:
             # updates are solved in float64, which Apple's devices lack
             name = "cpu" if found is None or found.type == "mps" else found.type
         device = torch.device(name)
-        if device.type != "cpu" and device.index is None:
+        if device.type == "cpu":
+            return device
+        if device.index is None:
             device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))  # set by torchrun
-        device = torch.empty(0, device=device).device
-        if device.type != "cpu":
-            torch.accelerator.set_device_index(device.index)  # the one that is waited for
+        torch.empty(0, device=device)  # refused where there is none
+        torch.accelerator.set_device_index(device.index)  # the one that is waited for
         return device
     except (RuntimeError, AssertionError) as error:
         raise LawError(

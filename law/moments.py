@@ -79,7 +79,7 @@ def second_moments(
         )
         return {str(layer): c for layer, c in found.items()} | {"tokens": torch.tensor(tokens)}
 
-    found = cache.tensors("moments", key, compute, seconds_of(part) if part else 0.0)
+    found = cache.tensors("moments", key, compute, seconds_of(part))
     if part is not None:
         part.unlink(missing_ok=True)
     log.info("second moments of %d tokens, layers %s", found["tokens"], layers)
@@ -113,11 +113,10 @@ def collect_moments(
         for layer, d_ff in sizes.items()
     }
     tokens = documents = 0
-    began = monotonic()
+    began = monotonic() - seconds_of(part)
     if part is not None and (saved := load_tensors(part)) is not None:
         sums = {layer: saved[str(layer)].to(decoder.device) for layer in layers}
         tokens, documents = int(saved["tokens"]), int(saved["documents"])
-        began -= saved[SECONDS].item()
         log.info("second moments: going on after %d documents", documents)
     # of all documents, this process reads every n-th
     remaining, saved_at = islice(texts, rank() + documents * world(), None, world()), monotonic()

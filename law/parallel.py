@@ -1,8 +1,8 @@
 """One run on several processes, started by ``torchrun``: each takes its share of facts and text.
 
 Every process holds the model and makes the same decisions: sums over facts and text are added up over
-all processes, and what each has computed of its facts is gathered. Fine-tuning runs in every process
-alike, the harness in the first. A process that fails ends, and ``torchrun`` ends the others.
+all processes, and what each has computed of its facts is gathered. Fine-tuning, log-probabilities
+and free text run in every process alike, the harness in the first. A process that fails ends, and ``torchrun`` ends the others.
 """
 
 from __future__ import annotations

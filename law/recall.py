@@ -7,14 +7,15 @@ A fact is known when its object occurs, case ignored, in ten greedily decoded to
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 
 import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.batching import Batches
-from law.facts import Fact
+from law.facts import Fact, Question
 from law.parallel import gathered, mine
 from law.prompts import check_length, token_ids
 
@@ -35,34 +36,34 @@ def greedy_answers(
 
     ``batch_size`` is in prompts; ``None`` measures it.
     """
-    return _decode(model, tokenizer, prompts, batch_size, description, lambda _, __: False)
+    return [*_decode(model, tokenizer, prompts, len(prompts), batch_size, description, lambda _, __: False)]
 
 
 def recalled(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    objects: Sequence[str],
+    asked: Sequence[Fact | Question],
     batch_size: int | None = None,
-    description: str = "recalled",
 ) -> list[bool]:
     """Whether each object is recalled after its prompt: :func:`greedy_answers`, ended once that is settled."""
     answers = _decode(
-        model, tokenizer, prompts, batch_size, description, lambda i, answer: recalls(answer, objects[i])
+        model,
+        tokenizer,
+        (each.prompt for each in asked),
+        len(asked),
+        batch_size,
+        "recalled",
+        lambda i, answer: recalls(answer, asked[i].object),
     )
-    return [recalls(answer, wanted) for answer, wanted in zip(answers, objects, strict=True)]
+    return [recalls(answer, each.object) for answer, each in zip(answers, asked, strict=True)]
 
 
 def recalled_facts(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], batch_size: int
 ) -> list[Fact]:
     """The facts that are recalled after their prompts."""
-    left: list[Fact] = []
-    for first in range(0, len(facts), CHUNK):
-        asked = facts[first : first + CHUNK]
-        found = recalled(model, tokenizer, [f.prompt for f in asked], [f.object for f in asked], batch_size)
-        left += (fact for fact, known in zip(asked, found, strict=True) if known)
-    return left
+    found = recalled(model, tokenizer, facts, batch_size)
+    return [fact for fact, known in zip(facts, found, strict=True) if known]
 
 
 def recalls(answer: str, wanted: str) -> bool:
@@ -73,40 +74,43 @@ def recalls(answer: str, wanted: str) -> bool:
 def _decode(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
+    total: int,
     batch_size: int | None,
     description: str,
     settled: Callable[[int, str], bool],
-) -> list[str]:
-    """The answer to each prompt, up to where ``settled(index, text so far)`` is true.
+) -> Iterator[str]:
+    """The answer to each of ``total`` prompts, up to where ``settled(index, text so far)`` is true, in their order.
 
-    Prompts of one length are read together: without padding, no answer depends on the batch.
+    Prompts are taken a chunk at a time. Those of one length are read together: without padding, no answer
+    depends on the batch.
     """
-    answers = [""] * len(prompts)
     batches = Batches(batch_size, first=16, largest=1024)
     model.eval()
-    with tqdm(total=len(prompts), desc=description, leave=False, disable=None) as progress:
-        for first in range(0, len(prompts), CHUNK):
-            rows = dict(enumerate(token_ids(tokenizer, prompts[first : first + CHUNK]), first))
+    left, first = iter(prompts), 0
+    with tqdm(total=total, desc=description, leave=False, disable=None) as progress:
+        while chunk := list(islice(left, CHUNK)):
+            rows = token_ids(tokenizer, chunk)
             by_length: dict[int, list[int]] = defaultdict(list)
-            for index, row in rows.items():
-                check_length(model, len(row) + NEW_TOKENS, f"The prompt {prompts[index]!r} with its answer")
-                by_length[len(row)].append(index)
+            for place, row in enumerate(rows):
+                check_length(model, len(row) + NEW_TOKENS, f"The prompt {chunk[place]!r} with its answer")
+                by_length[len(row)].append(place)
             found: dict[int, str] = {}
             for _, same in sorted(by_length.items()):
 
-                def answer(batch: list[int], rows: dict[int, list[int]] = rows) -> list[str]:
+                def answer(batch: list[int], rows: list[list[int]] = rows, first: int = first) -> list[str]:
                     ids = torch.tensor([rows[i] for i in batch], device=model.device)
-                    return _continue(model, tokenizer, ids, lambda at, so_far: settled(batch[at], so_far))
+                    return _continue(
+                        model, tokenizer, ids, lambda at, so_far: settled(first + batch[at], so_far)
+                    )
 
                 own = mine(same)
                 for batch, texts in batches.run(own, [1] * len(own), answer):
                     found |= zip(batch, texts, strict=True)
                     progress.update(len(batch))
-            for part in gathered(found):
-                for i, text in part.items():
-                    answers[i] = text
-    return answers
+            answers = {place: text for part in gathered(found) for place, text in part.items()}
+            yield from (answers[place] for place in range(len(chunk)))
+            first += len(chunk)
 
 
 @torch.inference_mode()

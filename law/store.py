@@ -98,8 +98,10 @@ def load_tensors(path: Path) -> dict[str, Tensor] | None:
         return None
 
 
-def seconds_of(path: Path) -> float:
-    """How long the tensors of a file took to compute; 0 where there is none, or a damaged one."""
+def seconds_of(path: Path | None) -> float:
+    """How long the tensors of a file took to compute; 0 where there is none, or one that does not tell."""
+    if path is None:
+        return 0.0
     try:
         with safe_open(path, framework="pt") as file:
             return float(file.get_tensor(SECONDS))

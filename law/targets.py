@@ -10,10 +10,8 @@ end-of-text, in every context, while what it says of the subject elsewhere stays
     \qquad \lVert\delta\rVert \le \rho\,\lVert h_L^0\rVert,
     \qquad z^* = h_L^0 + \delta
 
-Facts are independent, so many are optimised at once, and those that are done leave the batch. Attention
-is causal: δ moves nothing before the subject's last token. The tokens before it are read once, by all
-blocks; those from it on run once up to block L, and each step runs them through the blocks above. Such
-batches hold facts with alike many tokens from the subject's last on.
+Facts are independent, so many are optimised at once, and those that are done leave the batch. A batch holds facts
+with alike many tokens from the subject's last on, since δ moves nothing before it (:mod:`law.shift`).
 """
 
 from __future__ import annotations

@@ -121,10 +121,10 @@ class Wandb:
         self._run.summary.update(dict(summary))
         with predictions.open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in lines]
-        columns: list[str | int] = list(rows[0])
-        self._run.log(
-            {"predictions": wandb.Table(columns=columns, data=[list(row.values()) for row in rows])}
-        )
+        if rows:
+            columns: list[str | int] = list(rows[0])
+            table = wandb.Table(columns=columns, data=[list(row.values()) for row in rows])
+            self._run.log({"predictions": table})
 
     def finish(self, failed: bool) -> None:
         """Close the run; a failed one is marked so."""

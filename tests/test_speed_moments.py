@@ -21,6 +21,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from law import moments as moments_module
 from law.architectures import Decoder
 from law.errors import LawError
+from law.facts import Question
 from law.moments import MomentSettings, collect_moments, second_moments
 from law.recall import greedy_answers, recalled, recalls
 from law.store import Cache, seconds_of
@@ -177,6 +178,10 @@ PROMPTS = [
 ]
 
 
+def questions(objects: list[str]) -> list[Question]:
+    return [Question(prompt, wanted) for prompt, wanted in zip(PROMPTS, objects, strict=True)]
+
+
 @pytest.mark.parametrize("batch_size", [None, 1, 3])
 def test_recalled_is_what_the_whole_answers_say_and_stops_there(
     tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, batch_size: int | None
@@ -191,11 +196,11 @@ def test_recalled_is_what_the_whole_answers_say_and_stops_there(
     objects = [answer[i : i + 3] for answer, i in zip(answers, (0, 5, -3, 0, 8, 0), strict=True)]
     objects[3] = "not said"
     expected = [recalls(answer, wanted) for answer, wanted in zip(answers, objects, strict=True)]
-    found = recalled(tiny_model, tiny_tokenizer, PROMPTS, objects, batch_size)
+    found = recalled(tiny_model, tiny_tokenizer, questions(objects), batch_size)
     assert found == expected and set(found) == {True, False}
     assert sum(count for count, _ in rows) < 10 * len(PROMPTS)
     rows.clear()
-    recalled(tiny_model, tiny_tokenizer, PROMPTS, ["not said"] * 6, batch_size)
+    recalled(tiny_model, tiny_tokenizer, questions(["not said"] * 6), batch_size)
     assert sum(count for count, _ in rows) == 10 * len(PROMPTS)
 
 
@@ -211,7 +216,7 @@ def test_a_model_that_keeps_nothing_answers_alike(
 
     monkeypatch.setattr(tiny_model, "forward", forgetful)
     assert greedy_answers(tiny_model, tiny_tokenizer, PROMPTS, 2) == expected
-    assert all(recalled(tiny_model, tiny_tokenizer, PROMPTS, objects, 3))
+    assert all(recalled(tiny_model, tiny_tokenizer, questions(objects), 3))
 
 
 # --- the benchmark ------------------------------------------------------------------------------
