@@ -31,10 +31,11 @@ test: check  ## lint, types, and the fast tests
 test-slow: $(READY)  ## the tests that take minutes
 	$(BIN)/pytest -m slow
 
-check: $(READY)  ## lint, format and types
+check: $(READY)  ## lint, format, types and the direction of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 lab: $(READY)  ## train the lab's model anew, into outputs/lab
 	$(BIN)/python experiments/train_lab.py

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from law.errors import LawError
-from law.store import write_json
+from law.base.cache import write_json
+from law.base.errors import LawError
 
 log = logging.getLogger("law.benchmark")
 

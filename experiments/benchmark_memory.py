@@ -21,18 +21,20 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 import law
-from law.datasets.wiki_latest import WikiLatest
+from law.decoders.loading import ModelSettings
+from law.decoders.saving import Save
+from law.editing.second_moments import MomentSettings
+from law.editing.target_values import TargetSettings
 from law.evaluation.scores import EvaluationSettings
-from law.facts import Fact
+from law.facts.fact import Fact
+from law.facts.wiki_latest import WikiLatest
 from law.lab.training import new_model
 from law.lab.world import make_name
 from law.methods.law import LAW
 from law.methods.memit import MEMIT
-from law.models import ModelSettings, Save
-from law.moments import MomentSettings
-from law.run import Identity, Job, wash_and_score
-from law.targets import TargetSettings
-from law.tracking import NoTracker
+from law.runs.identity import Identity
+from law.runs.sequence import Job, wash_and_score
+from law.runs.tracker import NoTracker
 
 LAB = Path(law.__file__).parent / "lab" / "checkpoint"
 SHAPE = {"n_embd": 64, "n_layer": 4, "n_head": 2, "n_inner": 256, "n_positions": 128}

@@ -12,10 +12,10 @@ from pathlib import Path
 from rich.console import Console
 from transformers import GPT2Tokenizer
 
-from law.datasets.counterfact import read_counterfact
+from law.decoders.greedy_decoding import NEW_TOKENS
+from law.decoders.prompts import token_ids
 from law.evaluation.knowledge import probe_sets
-from law.prompts import token_ids
-from law.recall import NEW_TOKENS
+from law.facts.counterfact import read_counterfact
 
 
 def main(data: Path, count: int) -> dict[str, float]:

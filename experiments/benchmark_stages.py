@@ -22,16 +22,16 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from law.architectures import Decoder
-from law.datasets.counterfact import read_counterfact
-from law.facts import Fact
+from law.decoders.greedy_decoding import greedy_answers, recalled
+from law.decoders.structure import Decoder
+from law.editing.second_moments import MomentSettings, collect_moments
+from law.editing.target_values import TargetSettings, target_values
+from law.facts.counterfact import read_counterfact
+from law.facts.fact import Fact
 from law.lab.training import train_tokenizer
 from law.lab.world import LabWorld
 from law.methods.law import LAW, ascend
 from law.methods.memit import MEMIT
-from law.moments import MomentSettings, collect_moments
-from law.recall import greedy_answers, recalled
-from law.targets import TargetSettings, target_values
 
 CONTEXTS = [
     "The first of the two new games has been. {}",

@@ -6,8 +6,8 @@ import argparse
 import logging
 from pathlib import Path
 
-from law.datasets.triples import EXPECTED, TEMPLATES, build_facts, read_templates
-from law.errors import LawError
+from law.base.errors import LawError
+from law.facts.wikidata_triples import EXPECTED, TEMPLATES, build_facts, read_templates
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write the facts that triples make; docs/datasets.md.")

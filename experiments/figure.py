@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from law.errors import LawError
-from law.figures import PICTURES, Picture, plot_facts_left, plot_setting
-from law.sweep import load_sweep
+from law.base.errors import LawError
+from law.reporting.pictures import PICTURES, Picture, plot_facts_left, plot_setting
+from law.reporting.sweep import load_sweep
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Write <what>.png into the folder of the runs.")

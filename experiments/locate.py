@@ -14,12 +14,14 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from law.anatomy import anatomy, habits
-from law.architectures import Decoder
-from law.cli import run_command
-from law.config import LocateConfig, build, refuse_unknown
-from law.locate import Proposal, interchange, known_facts, plot_reach, propose
-from law.models import load_model
+from law.decoders.description import anatomy, habits
+from law.decoders.loading import load_model
+from law.decoders.structure import Decoder
+from law.editing.causal_tracing import interchange
+from law.reporting.pictures import plot_reach
+from law.runs.command_line import run_command
+from law.runs.configuration import LocateConfig, build, refuse_unknown
+from law.runs.locating import Proposal, known_facts, propose
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="locate")

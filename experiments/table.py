@@ -9,10 +9,10 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from law.errors import LawError
-from law.published import FORMAT
-from law.tables import write_tables
-from law.typeset import Table, to_markdown
+from law.base.errors import LawError
+from law.reporting.published_numbers import FORMAT
+from law.reporting.tables import write_tables
+from law.reporting.typesetting import Table, to_markdown
 
 
 def show(console: Console, table: Table, metrics: range) -> None:

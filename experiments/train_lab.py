@@ -9,9 +9,9 @@ from __future__ import annotations
 import hydra
 from omegaconf import DictConfig
 
-from law.cli import run_command
-from law.config import build, train_settings
 from law.lab.make import make_lab
+from law.runs.command_line import run_command
+from law.runs.configuration import build, train_settings
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train_lab")

@@ -14,12 +14,13 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from law.cli import run_command
-from law.config import build, identity
-from law.models import Save
-from law.parallel import failing_together, gathered, processes, rank
-from law.run import Job, finished, wash_and_score
-from law.tracking import NoTracker
+from law.base.processes import failing_together, gathered, processes, rank
+from law.decoders.saving import Save
+from law.runs.command_line import run_command
+from law.runs.configuration import build, identity
+from law.runs.identity import finished
+from law.runs.sequence import Job, wash_and_score
+from law.runs.tracker import NoTracker
 
 log = logging.getLogger(__name__)
 

@@ -28,11 +28,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from law.datasets.counterfact import CounterFact
-from law.facts import Fact
+from law.decoders.greedy_decoding import greedy_answers, recalls
+from law.facts.counterfact import CounterFact
+from law.facts.fact import Fact
 from law.lab.training import make_rows, new_model, train_tokenizer
 from law.lab.world import LabWorld
-from law.recall import greedy_answers, recalls
 
 settings.register_profile("law", deadline=None)  # a busy machine is slow, not wrong
 settings.load_profile("law")

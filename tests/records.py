@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from law.facts import Fact
+from law.facts.fact import Fact
 
 MAYA = Fact("7", "Maya Lind", "The mother tongue of {} is", "French", "P103", ("Maya Lind speaks",))
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from second_device import NAME, counts
 
-from law.models import find_device
+from law.decoders.loading import find_device
 
 
 def counted(work: Callable[[], Any]) -> dict[str, int]:

@@ -26,14 +26,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from law import lab
-from law.anatomy import anatomy
-from law.architectures import Decoder
-from law.datasets.counterfact import CounterFact
+from law.decoders.description import anatomy
+from law.decoders.kv_cache import Past, read
+from law.decoders.loading import ModelSettings, load_model
+from law.decoders.saving import Save, save_washed, snapshot
+from law.decoders.structure import Decoder
+from law.editing.causal_tracing import Reach, interchange
+from law.editing.second_moments import MomentSettings, collect_moments
+from law.editing.target_values import TargetSettings, target_values
 from law.evaluation.fluency import FluencySettings
 from law.evaluation.reasoning import ReasoningSettings
 from law.evaluation.scores import EvaluationSettings
-from law.locate import LocateSettings, Reach, interchange, propose
-from law.methods import Method
+from law.facts.counterfact import CounterFact
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
 from law.methods.gradient_ascent import GradientAscent
@@ -41,17 +45,16 @@ from law.methods.law import LAW, Iterate, ascend
 from law.methods.memit import MEMIT
 from law.methods.none import Unwashed
 from law.methods.npo import NPO
+from law.methods.protocol import Method
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
-from law.models import ModelSettings, Save, load_model, save_washed, snapshot
-from law.moments import MomentSettings, collect_moments
-from law.past import Past, read
-from law.retain import Retain
-from law.run import Identity, Job, wash_and_score
-from law.targets import TargetSettings, target_values
-from law.tracking import NoTracker
-from law.tuning import Lora
+from law.runs.identity import Identity
+from law.runs.locating import LocateSettings, propose
+from law.runs.sequence import Job, wash_and_score
+from law.runs.tracker import NoTracker
+from law.tuning.loop import Lora
+from law.tuning.retain_text import Retain
 
 MODEL, FACTS, TEXT, FOLDER = map(Path, sys.argv[1:])
 CARRIED = Path(lab.__file__).parent / "checkpoint"

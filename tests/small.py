@@ -12,9 +12,9 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from law.architectures import Decoder
-from law.facts import Fact
-from law.targets import Trace, target_values
+from law.decoders.structure import Decoder
+from law.editing.target_values import Trace, target_values
+from law.facts.fact import Fact
 
 GPT2_FILES = Path(__file__).parents[2] / "shared" / "data" / "gpt2_tokenizer"
 

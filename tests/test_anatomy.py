@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from small import ARCHITECTURES, TOKENIZERS, random_model
 
-from law.anatomy import anatomy, habits
-from law.architectures import Decoder
+from law.decoders.description import anatomy, habits
+from law.decoders.structure import Decoder
 
 FINAL_NORM = {
     "gpt2": "transformer.ln_f",

@@ -10,11 +10,11 @@ import torch
 from conftest import TrainedLab
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.datasets.counterfact import CounterFact
+from law.decoders.greedy_decoding import greedy_answers
+from law.decoders.loading import ModelSettings, load_model
 from law.evaluation.likelihood import object_log_probs, text_log_probs
-from law.facts import Question
-from law.models import ModelSettings, load_model
-from law.recall import greedy_answers
+from law.facts.counterfact import CounterFact
+from law.facts.fact import Question
 
 PROMPTS = [
     "Anna",

@@ -14,23 +14,23 @@ from small import ARCHITECTURES, TEXTS, all_targets, gemma_style, gpt2_style, ll
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.architectures import Decoder
-from law.errors import LawError
-from law.facts import Fact
-from law.methods import Method
+from law.base.errors import LawError
+from law.decoders.structure import Decoder
+from law.editing.second_moments import MomentSettings
+from law.editing.target_values import TargetSettings
+from law.facts.fact import Fact
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
 from law.methods.gradient_ascent import GradientAscent
 from law.methods.law import LAW
 from law.methods.memit import MEMIT
 from law.methods.npo import NPO
+from law.methods.protocol import Method
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
-from law.moments import MomentSettings
-from law.retain import Retain
-from law.targets import TargetSettings
-from law.tuning import Lora
+from law.tuning.loop import Lora
+from law.tuning.retain_text import Retain
 
 # architecture: list of blocks, down-projection, query and value projections
 PARTS = {

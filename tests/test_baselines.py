@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from law.errors import LawError
+from law.base.errors import LawError
 from law.methods import finetune, grad_diff, gradient_ascent, npo, rmu, seul, woh
-from law.retain import Retain, told_facts
-from law.rows import IGNORED, fact_rows
+from law.tuning.retain_text import Retain, told_facts
+from law.tuning.training_rows import IGNORED, fact_rows
 
 # --- losses by hand -----------------------------------------------------------------------------
 

@@ -16,7 +16,8 @@ from conftest import Loaded, MakeModel, TrainedLab
 from small import weights
 from transformers import PreTrainedModel
 
-from law.errors import LawError
+from law.base.errors import LawError
+from law.decoders.greedy_decoding import greedy_answers, recalled_facts
 from law.methods import rmu
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
@@ -25,9 +26,8 @@ from law.methods.npo import NPO
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
-from law.recall import greedy_answers, recalled_facts
-from law.retain import Retain
-from law.tuning import Lora
+from law.tuning.loop import Lora
+from law.tuning.retain_text import Retain
 
 Method = FineTuning | GradientAscent | SeUL | WOH | GradDiff | NPO | RMU
 

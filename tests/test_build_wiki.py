@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from law.datasets.triples import FALLBACK, Counts, build_facts, read_templates, template_of
-from law.datasets.wiki_latest import WikiLatest, read_wiki
-from law.errors import LawError
+from law.base.errors import LawError
+from law.facts.wiki_latest import WikiLatest, read_wiki
+from law.facts.wikidata_triples import FALLBACK, Counts, build_facts, read_templates, template_of
 
 ROOT = Path(__file__).parents[1]
 STATUS = Path("/proc/self/status")
@@ -224,7 +224,7 @@ def test_memory_is_bounded_by_a_partition(tmp_path: Path) -> None:
     source = tmp_path / "triples.tsv"
     many(source, rows)
     script = (
-        "import sys; from pathlib import Path; from law.datasets.triples import build_facts\n"
+        "import sys; from pathlib import Path; from law.facts.wikidata_triples import build_facts\n"
         "print(build_facts(Path(sys.argv[1]), Path(sys.argv[2]), {}, int(sys.argv[3])).written)\n"
         f"print(Path({str(STATUS)!r}).read_text().partition('VmHWM:')[2].split()[0])"
     )

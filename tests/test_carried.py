@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from law.datasets.counterfact import read_counterfact
+from law.decoders.greedy_decoding import greedy_answers, recalls
 from law.evaluation.reasoning import ReasoningSettings, load_tasks, score_reasoning
+from law.facts.counterfact import read_counterfact
 from law.lab.make import HELDOUT_DOCUMENTS, measure_lab
 from law.lab.reasoning import TASKS
 from law.lab.world import LabWorld
-from law.recall import greedy_answers, recalls
 
 CHECKPOINT = Path(__file__).parents[1] / "law" / "lab" / "checkpoint"
 

@@ -10,9 +10,9 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from law.config import build, explain, identity_config, train_settings
-from law.errors import LawError
+from law.base.errors import LawError
 from law.lab.make import LabSettings
+from law.runs.configuration import build, explain, identity_config, train_settings
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = ("model", "dataset", "method", "evaluation", "tracker")

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from records import MAYA, record
 
-from law.datasets.counterfact import CounterFact, Selection, read_counterfact, to_record
-from law.errors import LawError
-from law.facts import Fact, Question
+from law.base.errors import LawError
+from law.facts.counterfact import CounterFact, Selection, read_counterfact, to_record
+from law.facts.fact import Fact, Question
 
 
 def without(key: str) -> dict[str, Any]:

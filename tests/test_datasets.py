@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from records import write, zsre
 
-from law.datasets.counterfact import Selection, read_counterfact
-from law.datasets.wiki_latest import WikiLatest, read_wiki
-from law.datasets.zsre import read_zsre
-from law.errors import LawError
-from law.facts import Fact, Question
+from law.base.errors import LawError
+from law.facts.counterfact import Selection, read_counterfact
+from law.facts.fact import Fact, Question
+from law.facts.wiki_latest import WikiLatest, read_wiki
+from law.facts.zsre import read_zsre
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data"

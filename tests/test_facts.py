@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from records import MAYA, record
 
-from law.datasets.counterfact import CounterFact
-from law.errors import LawError
-from law.facts import Question, facts_hash
+from law.base.errors import LawError
+from law.facts.counterfact import CounterFact
+from law.facts.fact import Question, facts_hash
 
 
 def test_a_prompt_is_its_template_with_the_subject() -> None:

@@ -11,10 +11,10 @@ import pytest
 from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 
-from law.config import build
-from law.errors import LawError
-from law.figures import PICTURES, Picture, facts_left, plot_facts_left, plot_setting, plot_tradeoff
-from law.sweep import load_sweep
+from law.base.errors import LawError
+from law.reporting.pictures import PICTURES, Picture, facts_left, plot_facts_left, plot_setting, plot_tradeoff
+from law.reporting.sweep import load_sweep
+from law.runs.configuration import build
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "figure.py"

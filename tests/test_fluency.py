@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.errors import LawError
+from law.base.errors import LawError
 from law.evaluation.fluency import (
     FluencySettings,
     entropy,
@@ -21,7 +21,7 @@ from law.evaluation.fluency import (
     sample_texts,
     text_scores,
 )
-from law.facts import Fact
+from law.facts.fact import Fact
 
 
 @pytest.mark.parametrize(

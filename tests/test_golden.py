@@ -23,18 +23,19 @@ from rich.table import Table
 from small import all_targets
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from law.architectures import Decoder
-from law.datasets.counterfact import read_counterfact
+from law.decoders.greedy_decoding import greedy_answers, recalls
+from law.decoders.prompts import subject_prompt
+from law.decoders.structure import Decoder
+from law.editing.keys import subject_keys, subject_outputs
+from law.editing.least_squares import System
+from law.editing.second_moments import MomentSettings, collect_moments
+from law.editing.target_values import Targets, TargetSettings
 from law.evaluation.knowledge import qa_f1
-from law.facts import Fact
-from law.keys import subject_keys, subject_outputs
+from law.facts.counterfact import read_counterfact
+from law.facts.fact import Fact
 from law.methods import law as law_module
 from law.methods.law import LAW, Ascent, Iterate, SearchWindow, ascend
-from law.methods.memit import MEMIT, Problem, System, edit_layers
-from law.moments import MomentSettings, collect_moments
-from law.prompts import subject_prompt
-from law.recall import greedy_answers, recalls
-from law.targets import Targets, TargetSettings
+from law.methods.memit import MEMIT, Problem, edit_layers
 
 OURS = Path(__file__).parent / "golden"
 GIVEN = Path(os.environ.get("LAW_GOLDEN", Path(__file__).parents[2] / "shared" / "golden"))

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from law.decoders.greedy_decoding import recalls
 from law.evaluation.knowledge import Replies, exact_match, knowledge_metrics, probe_sets, qa_f1
-from law.facts import Fact, Question
-from law.recall import recalls
-from law.results import describe
+from law.evaluation.metrics import describe
+from law.facts.fact import Fact, Question
 
 
 @pytest.mark.parametrize(

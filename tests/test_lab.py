@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import law
-from law.datasets.counterfact import read_counterfact
+from law.facts.counterfact import read_counterfact
 from law.lab.reasoning import TASKS, echo, held_out, training_text
 from law.lab.world import RELATIONS, LabWorld
 

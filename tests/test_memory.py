@@ -11,12 +11,13 @@ import pytest
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import law
-from law import keys, recall
-from law.facts import Fact
+from law.decoders import greedy_decoding as recall
+from law.editing import keys
+from law.editing.second_moments import MomentSettings
+from law.editing.target_values import TargetSettings
+from law.facts.fact import Fact
 from law.methods.law import LAW
 from law.methods.memit import MEMIT
-from law.moments import MomentSettings
-from law.targets import TargetSettings
 
 TEXT = Path(law.__file__).parent / "lab" / "checkpoint" / "general.txt"
 

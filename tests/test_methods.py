@@ -13,15 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import all_targets
 
-from law.architectures import Decoder
-from law.errors import LawError
-from law.keys import subject_keys, subject_outputs
+from law.base.errors import LawError
+from law.decoders.greedy_decoding import recalled_facts
+from law.decoders.structure import Decoder
+from law.editing.keys import subject_keys, subject_outputs
+from law.editing.least_squares import System, add_update, norm
+from law.editing.second_moments import MomentSettings
+from law.editing.target_values import TargetSettings, end_of_text_target
 from law.methods.law import LAW, SearchWindow, ascend
-from law.methods.memit import MEMIT, System, add_update, norm, prepare
+from law.methods.memit import MEMIT, prepare
 from law.methods.none import Unwashed
-from law.moments import MomentSettings
-from law.recall import recalled_facts
-from law.targets import TargetSettings, end_of_text_target
 
 
 def memit(lab: TrainedLab, **changes: object) -> MEMIT:

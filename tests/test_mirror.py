@@ -10,7 +10,7 @@ from typing import Any
 import datasets
 import pytest
 
-from law.evaluation.mirrors import MIRRORS, harness_folders, mirrored
+from law.evaluation.local_rows import MIRRORS, harness_folders, mirrored
 from law.evaluation.reasoning import ReasoningSettings, RowSource, load_tasks
 
 Row = dict[str, Any]

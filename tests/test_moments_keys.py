@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.architectures import Decoder
-from law.contexts import generate_contexts
-from law.errors import LawError
-from law.facts import Fact
-from law.keys import place, subject_keys, subject_outputs
-from law.moments import MomentSettings, collect_moments, second_moments
-from law.store import Cache
+from law.base.cache import Cache
+from law.base.errors import LawError
+from law.decoders.structure import Decoder
+from law.editing.contexts import generate_contexts
+from law.editing.keys import place, subject_keys, subject_outputs
+from law.editing.second_moments import MomentSettings, collect_moments, second_moments
+from law.facts.fact import Fact
 
 TEXTS = [
     "On Monday Anna walked from the mill to the harbour.",

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from law.architectures import Decoder, Parts, name_parts
-from law.config import build
-from law.errors import LawError
-from law.facts import Fact
+from law.base.cache import Cache
+from law.base.errors import LawError
+from law.decoders.structure import Decoder, Parts, name_parts
+from law.editing.second_moments import MomentSettings, second_moments
+from law.editing.target_values import TargetSettings
+from law.facts.fact import Fact
 from law.methods.memit import MEMIT
-from law.moments import MomentSettings, second_moments
-from law.store import Cache
-from law.targets import TargetSettings
+from law.runs.configuration import build
 
 CONF = Path(__file__).parents[1] / "conf"
 

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from law.datasets.custom import Custom, read_custom
-from law.errors import LawError
-from law.facts import Fact, Question
+from law.base.errors import LawError
+from law.facts.custom import Custom, read_custom
+from law.facts.fact import Fact, Question
 
 ROOT = Path(__file__).parents[1]
 

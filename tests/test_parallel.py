@@ -14,17 +14,17 @@ from accelerate import dispatch_model
 from conftest import TrainedLab
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from law.architectures import Decoder
-from law.datasets.counterfact import CounterFact
-from law.errors import LawError
+from law.base.cache import Cache, write_json
+from law.base.errors import LawError
+from law.base.processes import add_up, failing_together, gathered, mine, processes, rank, world
+from law.decoders.greedy_decoding import greedy_answers
+from law.decoders.loading import ModelSettings, load_model
+from law.decoders.structure import Decoder
+from law.editing.second_moments import MomentSettings
+from law.editing.target_values import TargetSettings
+from law.facts.counterfact import CounterFact
 from law.methods.law import LAW
 from law.methods.memit import MEMIT
-from law.models import ModelSettings, load_model
-from law.moments import MomentSettings
-from law.parallel import add_up, failing_together, gathered, mine, processes, rank, world
-from law.recall import greedy_answers
-from law.store import Cache, write_json
-from law.targets import TargetSettings
 
 LAYERS = [0, 1]
 

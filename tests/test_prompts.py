@@ -14,10 +14,10 @@ from small import GPT2_FILES, TOKENIZERS, gpt2_style, published_gpt2, random_mod
 from tokenizers import normalizers, processors
 from transformers import BertJapaneseTokenizer, PreTrainedTokenizerFast
 
-from law.architectures import Decoder
-from law.errors import LawError
-from law.prompts import check_length, equal_length_batches, pad_right, subject_prompt
-from law.recall import greedy_answers
+from law.base.errors import LawError
+from law.decoders.greedy_decoding import greedy_answers
+from law.decoders.prompts import check_length, equal_length_batches, pad_right, subject_prompt
+from law.decoders.structure import Decoder
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -14,14 +14,14 @@ import pytest
 from hydra import compose, initialize_config_dir
 from records import write, zsre
 
-from law.config import build
-from law.datasets.counterfact import CounterFact, Selection
-from law.datasets.custom import Custom
-from law.datasets.fetch import Download
-from law.datasets.split import FactSource
-from law.datasets.wiki_latest import WikiLatest
-from law.datasets.zsre import ZsRE
-from law.errors import LawError
+from law.base.errors import LawError
+from law.facts.counterfact import CounterFact, Selection
+from law.facts.custom import Custom
+from law.facts.download import Download
+from law.facts.source import FactSource
+from law.facts.wiki_latest import WikiLatest
+from law.facts.zsre import ZsRE
+from law.runs.configuration import build
 
 ROOT = Path(__file__).parents[1]
 

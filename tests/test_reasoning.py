@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import law
-from law.errors import LawError
+from law.base.errors import LawError
 from law.evaluation.estimates import Estimate
 from law.evaluation.reasoning import (
     ReasoningSettings,

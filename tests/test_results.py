@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from law.evaluation.estimates import Estimate, clustered_mean, entries, mean, ratio
-from law.results import METRICS, as_markdown, describe
+from law.evaluation.metrics import METRICS, as_markdown, describe
 
 
 def test_the_page_is_the_registry() -> None:
     page = Path(__file__).parents[1] / "docs" / "metrics.md"
     assert page.read_text() == as_markdown(), (
-        "docs/metrics.md is out of date; write law.results.as_markdown() to it"
+        "docs/metrics.md is out of date; write law.evaluation.metrics.as_markdown() to it"
     )
 
 

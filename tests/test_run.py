@@ -20,16 +20,18 @@ from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from law.datasets.counterfact import CounterFact
+from law.base.report import Report
+from law.decoders.greedy_decoding import greedy_answers
+from law.decoders.loading import ModelSettings
+from law.decoders.saving import Save
 from law.evaluation.fluency import FluencySettings
+from law.evaluation.metrics import describe
 from law.evaluation.scores import EvaluationSettings
-from law.facts import Fact
-from law.methods import Report
-from law.models import ModelSettings, Save
-from law.recall import greedy_answers
-from law.results import describe
-from law.run import Identity, Job, wash_and_score
-from law.tracking import NoTracker
+from law.facts.counterfact import CounterFact
+from law.facts.fact import Fact
+from law.runs.identity import Identity
+from law.runs.sequence import Job, wash_and_score
+from law.runs.tracker import NoTracker
 
 ROOT = Path(__file__).parents[1]
 PROMISED = {

@@ -11,10 +11,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from law.config import identity
-from law.errors import LawError
-from law.run import Identity, finished
-from law.store import content_hash, fingerprint
+from law.base.cache import content_hash, fingerprint
+from law.base.errors import LawError
+from law.runs.configuration import identity
+from law.runs.identity import Identity, finished
 
 CONF = Path(__file__).parents[1] / "conf"
 

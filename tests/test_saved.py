@@ -15,15 +15,15 @@ import torch
 from small import TEXTS, gpt2_style, llama2_style, random_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from law.decoders.greedy_decoding import greedy_answers, recalls
+from law.decoders.prompts import pad_right
+from law.decoders.saving import Save, save_washed
+from law.editing.second_moments import MomentSettings
 from law.evaluation.estimates import Estimate
 from law.evaluation.reasoning import LOCAL_TASKS, ReasoningSettings, load_tasks, score_reasoning
-from law.facts import Fact
+from law.facts.fact import Fact
 from law.methods.law import LAW
 from law.methods.memit import MEMIT
-from law.models import Save, save_washed
-from law.moments import MomentSettings
-from law.prompts import pad_right
-from law.recall import greedy_answers, recalls
 
 TASK = "lab_larger"
 FACTS = [

@@ -17,15 +17,15 @@ from reference import stages as textbook
 from small import ARCHITECTURES, all_targets, random_model, rows_of
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law import shift
-from law import targets as targets_module
-from law.architectures import Decoder
-from law.batching import Batches
-from law.errors import LawError
-from law.facts import Fact
-from law.shift import Batch
-from law.store import Cache
-from law.targets import TargetSettings, target_values
+from law.base.cache import Cache
+from law.base.errors import LawError
+from law.decoders.batching import Batches
+from law.decoders.structure import Decoder
+from law.editing import target_rows as shift
+from law.editing import target_values as targets_module
+from law.editing.target_rows import Batch
+from law.editing.target_values import TargetSettings, target_values
+from law.facts.fact import Fact
 
 Tokenizer = PreTrainedTokenizerFast
 

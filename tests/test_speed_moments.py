@@ -18,13 +18,13 @@ from small import rows_of
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from law import moments as moments_module
-from law.architectures import Decoder
-from law.errors import LawError
-from law.facts import Question
-from law.moments import MomentSettings, collect_moments, second_moments
-from law.recall import greedy_answers, recalled, recalls
-from law.store import Cache, seconds_of
+from law.base.cache import Cache, seconds_of
+from law.base.errors import LawError
+from law.decoders.greedy_decoding import greedy_answers, recalled, recalls
+from law.decoders.structure import Decoder
+from law.editing import second_moments as moments_module
+from law.editing.second_moments import MomentSettings, collect_moments, second_moments
+from law.facts.fact import Question
 
 # --- second moments -----------------------------------------------------------------------------
 

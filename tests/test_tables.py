@@ -17,11 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from law.errors import LawError
-from law.published import FORMAT, Published, load_published
-from law.sweep import Missing, Run, Setup, Sweep, labels, load_sweep, settings_of
-from law.tables import BALANCE, balance, build_tables, summarise, write_tables
-from law.typeset import Cell, Table, to_latex, to_markdown
+from law.base.errors import LawError
+from law.reporting.published_numbers import FORMAT, Published, load_published
+from law.reporting.sweep import Missing, Run, Setup, Sweep, labels, load_sweep
+from law.reporting.tables import BALANCE, balance, build_tables, summarise, write_tables
+from law.reporting.typesetting import Cell, Table, to_latex, to_markdown
+from law.runs.identity import settings_of
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "table.py"
 CHOICES = {"model": "lab", "dataset": "lab", "method": "law"}

@@ -10,13 +10,13 @@ from small import TOKENIZERS, all_targets, gpt2_style, llama2_style, random_mode
 from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerFast
 
-from law.architectures import Decoder
-from law.contexts import OPENINGS, generate_contexts
-from law.errors import LawError
-from law.facts import Fact
-from law.prompts import subject_prompt
-from law.recall import greedy_answers
-from law.targets import TargetSettings, end_of_text_target
+from law.base.errors import LawError
+from law.decoders.greedy_decoding import greedy_answers
+from law.decoders.prompts import subject_prompt
+from law.decoders.structure import Decoder
+from law.editing.contexts import OPENINGS, generate_contexts
+from law.editing.target_values import TargetSettings, end_of_text_target
+from law.facts.fact import Fact
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import wandb
 
-from law.tracking import Guarded, Mode, NoTracker, Tracker, Wandb
+from law.runs.tracker import Guarded, Mode, NoTracker, Tracker, Wandb
 
 SUMMARY = {"forget/accuracy": 0.125, "retain/accuracy": 0.75}
 TABLE = [{"prompt": "Anna speaks", "answer": " Frenglish"}, {"prompt": "Ben speaks", "answer": ""}]

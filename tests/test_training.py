@@ -13,7 +13,7 @@ import torch
 from conftest import architecture
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.errors import LawError
+from law.base.errors import LawError
 from law.lab.make import LabSettings, _identity, make_lab
 from law.lab.training import TrainingSettings, make_rows, train, train_tokenizer
 from law.lab.world import LabWorld

@@ -16,12 +16,12 @@ from small import weights
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from law.architectures import Decoder
-from law.config import build
-from law.errors import LawError
+from law.base.errors import LawError
+from law.decoders.structure import Decoder
 from law.methods import grad_diff, npo, rmu
-from law.rows import IGNORED, Row, cross_entropy, pad, token_logits, tokens
-from law.tuning import Lora, Term, Tuning, _trainable, accumulate, adapters_off, tune
+from law.runs.configuration import build
+from law.tuning.loop import Lora, Term, Tuning, _trainable, accumulate, adapters_off, tune
+from law.tuning.training_rows import IGNORED, Row, cross_entropy, pad, token_logits, tokens
 
 # --- the loop -----------------------------------------------------------------------------------
 

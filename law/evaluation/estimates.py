@@ -56,7 +56,7 @@ def ratio(clusters: Sequence[tuple[float, int]]) -> Estimate | None:
 
 
 def entries(key: str, before: Estimate | None, after: Estimate | None) -> dict[str, float]:
-    """The scores of the unwashed and the washed model under ``key`` with the suffixes of :mod:`law.results`.
+    """The scores of the unwashed and the washed model under ``key`` with the suffixes of :mod:`law.evaluation.metrics`.
 
     A score over no item is left out, and so is the standard error of a single cluster.
     """

@@ -23,12 +23,12 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.datasets.records import text_lines
-from law.errors import LawError
+from law.base.errors import LawError
+from law.decoders.prompts import check_length, equal_length_batches, token_ids
 from law.evaluation.estimates import Estimate, mean, ratio
 from law.evaluation.likelihood import text_log_probs
-from law.facts import Fact
-from law.prompts import check_length, equal_length_batches, token_ids
+from law.facts.fact import Fact
+from law.facts.record_files import text_lines
 
 TOP_K = 5
 ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}

@@ -8,9 +8,9 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from law.decoders.greedy_decoding import recalls
 from law.evaluation.estimates import Estimate, clustered_mean, entries
-from law.facts import Fact, Question
-from law.recall import recalls
+from law.facts.fact import Fact, Question
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -118,7 +118,7 @@ def _neighbours(washed: Sequence[Fact]) -> list[Probe]:
 def knowledge_metrics(
     washed: Sequence[Fact], kept: Sequence[Fact], before: Replies, after: Replies
 ) -> dict[str, float]:
-    """The ``facts/``, ``forget/`` and ``retain/`` metrics of :mod:`law.results`.
+    """The ``facts/``, ``forget/`` and ``retain/`` metrics of :mod:`law.evaluation.metrics`.
 
     ``before`` and ``after`` reply to all of :func:`probe_sets`. Neighbours that the unwashed model
     answers wrong are left out, as unknown facts are. A metric over no item at all is left out.

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.errors import LawError
-from law.facts import Question
-from law.prompts import equal_length_batches, positions, token_ids
+from law.base.errors import LawError
+from law.decoders.prompts import equal_length_batches, positions, token_ids
+from law.facts.fact import Question
 
 CHUNK = 8192
 """Questions held as tokens at once, at 3 kB each with what the tokenizer says of them."""

@@ -15,13 +15,13 @@ from typing import Any
 from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.errors import LawError
+from law.base.cache import file_hash, fingerprint
+from law.base.errors import LawError
+from law.base.hub_access import hub_reachable
+from law.base.processes import gathered, rank
+from law.decoders.prompts import positions
 from law.evaluation.estimates import Estimate
-from law.evaluation.mirrors import MIRRORS, harness_folders, mirrored
-from law.hub import hub_reachable
-from law.parallel import gathered, rank
-from law.prompts import positions
-from law.store import file_hash, fingerprint
+from law.evaluation.local_rows import MIRRORS, harness_folders, mirrored
 
 LOCAL_TASKS = Path(__file__).parent / "tasks"
 CPU_BATCH = 16

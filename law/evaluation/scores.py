@@ -9,14 +9,14 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.cache import Cache, file_hash, model_hash, tokenizer_hash
+from law.decoders.greedy_decoding import greedy_answers
 from law.evaluation.estimates import Estimate, entries
 from law.evaluation.fluency import FluencySettings, generation_prompts, perplexity, sample_texts, text_scores
 from law.evaluation.knowledge import REPORTED, Replies, knowledge_metrics, probe_sets
 from law.evaluation.likelihood import object_log_probs
 from law.evaluation.reasoning import ReasoningSettings, load_tasks, mean_accuracy, score_reasoning, tasks_key
-from law.facts import Fact
-from law.recall import greedy_answers
-from law.store import Cache, file_hash, model_hash, tokenizer_hash
+from law.facts.fact import Fact
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Scores:
     """What was measured of one model.
 
     ``texts`` are the continuations of generation prompts; ``fluency`` and ``reasoning`` are keyed like
-    the metrics of :mod:`law.results`, less ``fluency/`` and ``reasoning/``.
+    the metrics of :mod:`law.evaluation.metrics`, less ``fluency/`` and ``reasoning/``.
     """
 
     replies: Replies
@@ -147,7 +147,7 @@ class Examination:
 
 
 def compare(washed: Sequence[Fact], kept: Sequence[Fact], before: Scores, after: Scores) -> dict[str, float]:
-    """The metrics of :mod:`law.results`, but for the counts and times that only a run knows."""
+    """The metrics of :mod:`law.evaluation.metrics`, but for the counts and times that only a run knows."""
     metrics = knowledge_metrics(washed, kept, before.replies, after.replies)
     for key in after.fluency:
         metrics |= entries(f"fluency/{key}", before.fluency[key], after.fluency[key])

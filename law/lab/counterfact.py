@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from law.datasets.counterfact import CounterFact, to_record
-from law.datasets.records import text_lines
-from law.errors import LawError
+from law.base.errors import LawError
+from law.facts.counterfact import CounterFact, to_record
+from law.facts.record_files import text_lines
 from law.lab import reasoning
 from law.lab.world import make_name
 

@@ -13,13 +13,13 @@ from typing import Any, TextIO
 import torch
 from transformers import AutoTokenizer
 
-from law.datasets.counterfact import read_counterfact
+from law.base.cache import content_hash, write_json
+from law.decoders.greedy_decoding import greedy_answers, recalls
+from law.decoders.loading import ModelSettings, load_model
 from law.evaluation.reasoning import ReasoningSettings, load_tasks, score_reasoning
+from law.facts.counterfact import read_counterfact
 from law.lab.reasoning import TASKS
 from law.lab.training import TrainingSettings, World, new_model, train, train_tokenizer
-from law.models import ModelSettings, load_model
-from law.recall import greedy_answers, recalls
-from law.store import content_hash, write_json
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from law.errors import LawError
-from law.models import find_device
+from law.base.errors import LawError
+from law.decoders.loading import find_device
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.facts import Fact
-from law.methods import Report
-from law.rows import Row, cross_entropy, token_logits
-from law.targets import end_of_text_target
-from law.tuning import Term, Tuning, tune
+from law.base.report import Report
+from law.editing.target_values import end_of_text_target
+from law.facts.fact import Fact
+from law.tuning.loop import Term, Tuning, tune
+from law.tuning.training_rows import Row, cross_entropy, token_logits
 
 
 @dataclass

@@ -18,12 +18,12 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.facts import Fact
-from law.methods import Report
+from law.base.report import Report
+from law.facts.fact import Fact
 from law.methods.gradient_ascent import loss
-from law.retain import Retain
-from law.rows import cross_entropy, fact_rows, token_logits
-from law.tuning import Term, Tuning, tune
+from law.tuning.loop import Term, Tuning, tune
+from law.tuning.retain_text import Retain
+from law.tuning.training_rows import cross_entropy, fact_rows, token_logits
 
 
 @dataclass(kw_only=True)

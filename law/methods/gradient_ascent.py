@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.facts import Fact
-from law.methods import Report
-from law.rows import cross_entropy, fact_rows, token_logits
-from law.tuning import Term, Tuning, tune
+from law.base.report import Report
+from law.facts.fact import Fact
+from law.tuning.loop import Term, Tuning, tune
+from law.tuning.training_rows import cross_entropy, fact_rows, token_logits
 
 
 @dataclass

@@ -32,12 +32,13 @@ from torch import Tensor
 from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.errors import LawError
-from law.facts import Fact
-from law.keys import key_sums
-from law.methods import Report
-from law.methods.memit import MEMIT, Problem, System, add_update, check_finite, edit_layers, norm, prepare
-from law.recall import recalled_facts
+from law.base.errors import LawError
+from law.base.report import Report
+from law.decoders.greedy_decoding import recalled_facts
+from law.editing.keys import key_sums
+from law.editing.least_squares import System, add_update, check_finite, norm
+from law.facts.fact import Fact
+from law.methods.memit import MEMIT, Problem, edit_layers, prepare
 
 log = logging.getLogger(__name__)
 

@@ -23,23 +23,17 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.architectures import Decoder
-from law.contexts import generate_contexts
-from law.errors import LawError
-from law.facts import Fact
-from law.keys import key_sums, subject_outputs
-from law.methods import Report
-from law.moments import MomentSettings, second_moments
-from law.store import Cache
-from law.targets import Targets, TargetSettings, target_values
+from law.base.cache import Cache
+from law.base.report import Report
+from law.decoders.structure import Decoder
+from law.editing.contexts import generate_contexts
+from law.editing.keys import key_sums, subject_outputs
+from law.editing.least_squares import System, add_update, norm
+from law.editing.second_moments import MomentSettings, second_moments
+from law.editing.target_values import Targets, TargetSettings, target_values
+from law.facts.fact import Fact
 
 log = logging.getLogger(__name__)
-
-BACKWARD_ERROR = 1e-10
-"""The largest residual of a solution, as a share of ‖λC + KKᵀ‖ ‖Δ‖ + ‖K rᵀ‖."""
-
-ROUNDED = 0.05
-"""The share of an update's norm from which on its rounding is worth a warning."""
 
 
 @dataclass
@@ -123,70 +117,6 @@ def prepare(
 
 
 @dataclass(frozen=True)
-class System:
-    """The least-squares problem of one layer, in float64: (λ C + G) Δ = K rᵀ."""
-
-    C: Tensor  # (d_ff, d_ff)
-    G: Tensor  # K Kᵀ, (d_ff, d_ff)
-    right: Tensor  # K rᵀ, (d_ff, d_model)
-    residual: float  # ‖r‖²
-
-    def placed(self, delta: Tensor) -> float:
-        """The share of r that an update places at the keys: 1 − ‖r − ΔᵀK‖² / ‖r‖²."""
-        gain = (
-            2 * (delta * self.right).sum() - (delta * (self.G @ delta)).sum()
-        )  # (d_ff, d_ff) @ (d_ff, d_model)
-        return gain.item() / self.residual
-
-    def solve(self, lam: float) -> Tensor:
-        """Δ = (λ C + K Kᵀ)⁻¹ K rᵀ, (d_ff, d_model), its residual checked.
-
-        Raises:
-            LawError: the system is not positive definite, or too near to singular to be solved.
-        """
-        matrix = lam * self.C + self.G
-        factor, failed = torch.linalg.cholesky_ex(matrix)
-        if failed:
-            raise LawError(
-                f"λC + KKᵀ is not positive definite at λ = {lam:g}: the text for second moments leaves some "
-                f"of the {len(self.C)} directions of a key unused. Give more text (moments.documents), or "
-                "a larger λ."
-            )
-        delta = check_finite(torch.cholesky_solve(self.right, factor))
-        residual = (matrix @ delta - self.right).norm()  # (d_ff, d_ff) @ (d_ff, d_model)
-        if residual > BACKWARD_ERROR * (matrix.norm() * delta.norm() + self.right.norm()):
-            raise LawError(
-                f"λC + KKᵀ is too near to singular at λ = {lam:g}: its solution misses K rᵀ by "
-                f"{(residual / self.right.norm()).item():.1e} of its norm. Give more text "
-                "(moments.documents), or a larger λ."
-            )
-        return delta
-
-    def size_by_lambda(self) -> Callable[[float], float]:
-        """‖Δ‖ as a function of λ, by one eigendecomposition instead of one factorisation for each λ.
-
-        With C = L Lᵀ and L⁻¹ G L⁻ᵀ = Q Γ Qᵀ, Δ(λ) = L⁻ᵀ Q (λ + Γ)⁻¹ Qᵀ L⁻¹ K rᵀ.
-
-        Raises:
-            LawError: C is not positive definite.
-        """
-        L, failed = torch.linalg.cholesky_ex(self.C)
-        if failed:
-            raise LawError(
-                f"The second moments C are not positive definite: the text leaves some of the {len(self.C)} "
-                "directions of a key unused, so λ can't be searched for. Give more text (moments.documents)."
-            )
-        half = torch.linalg.solve_triangular(L, self.G, upper=False)  # L⁻¹ G
-        gamma, Q = torch.linalg.eigh(torch.linalg.solve_triangular(L, half.T, upper=False))
-        right = Q.T @ torch.linalg.solve_triangular(
-            L, self.right, upper=False
-        )  # (d_ff, d_ff) @ (d_ff, d_model)
-        left = torch.linalg.solve_triangular(L.T, Q, upper=True)  # L⁻ᵀ Q
-        # (d_ff, d_ff) @ (d_ff, d_model)
-        return lambda lam: (left @ (right / (lam + gamma)[:, None])).norm().item()
-
-
-@dataclass(frozen=True)
 class Update:
     """One layer's update, made with weight λ."""
 
@@ -221,36 +151,3 @@ def layer_system(settings: MEMIT, problem: Problem, i: int) -> System:
 
     sums = key_sums(decoder, tokenizer, facts, problem.contexts, layer, size, residual)
     return System(problem.moments[layer].double(), sums.gram, sums.right, sums.residual)
-
-
-def norm(matrix: Tensor) -> float:
-    """‖·‖_F, added up in float64: in half precision it would be rounded to three digits."""
-    return torch.linalg.vector_norm(matrix, dtype=torch.float64).item()
-
-
-@torch.no_grad()
-def add_update(weight: Tensor, delta: Tensor) -> None:
-    """W ← W + Δ, in W's own dtype and on its device; both (d_ff, d_model). Tells where rounding takes much of Δ."""
-    before = weight.clone()
-    weight += delta.to(weight)
-    lost, size = norm((weight - before).to(delta) - delta), norm(delta)
-    if lost > ROUNDED * size:
-        log.warning(
-            "an update is added to weights in %s, whose rounding moves it by %.0f %%; set model.dtype=float32",
-            str(weight.dtype).removeprefix("torch."),
-            100 * lost / size,
-        )
-
-
-def check_finite(delta: Tensor) -> Tensor:
-    """The update itself.
-
-    Raises:
-        LawError: it holds NaN or infinity.
-    """
-    if not delta.isfinite().all():
-        raise LawError(
-            "The update of a layer is not finite. Expected finite weights, moments and target values; the "
-            "usual causes are a model in half precision (take float32) or too large a learning rate."
-        )
-    return delta

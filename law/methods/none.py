@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.facts import Fact
-from law.methods import Report
+from law.base.report import Report
+from law.facts.fact import Fact
 
 
 @dataclass

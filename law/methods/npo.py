@@ -25,12 +25,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.errors import LawError
-from law.facts import Fact
-from law.methods import Report
-from law.retain import Retain
-from law.rows import IGNORED, Batch, Row, cross_entropy, fact_rows, pad, token_logits
-from law.tuning import Term, Tuning, tune
+from law.base.errors import LawError
+from law.base.report import Report
+from law.facts.fact import Fact
+from law.tuning.loop import Term, Tuning, tune
+from law.tuning.retain_text import Retain
+from law.tuning.training_rows import IGNORED, Batch, Row, cross_entropy, fact_rows, pad, token_logits
 
 
 @dataclass(kw_only=True)

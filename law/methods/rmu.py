@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.architectures import Decoder
-from law.errors import LawError
-from law.facts import Fact
-from law.methods import Report
-from law.retain import Retain
-from law.rows import Batch, fact_rows, tokens
-from law.tuning import Term, Tuning, tune
+from law.base.errors import LawError
+from law.base.report import Report
+from law.decoders.structure import Decoder
+from law.facts.fact import Fact
+from law.tuning.loop import Term, Tuning, tune
+from law.tuning.retain_text import Retain
+from law.tuning.training_rows import Batch, fact_rows, tokens
 
 
 @dataclass(kw_only=True)

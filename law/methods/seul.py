@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.facts import Fact
-from law.methods import Report
+from law.base.report import Report
+from law.facts.fact import Fact
 from law.methods.gradient_ascent import loss
-from law.rows import fact_rows, token_logits
-from law.tuning import Term, Tuning, tune
+from law.tuning.loop import Term, Tuning, tune
+from law.tuning.training_rows import fact_rows, token_logits
 
 
 @dataclass

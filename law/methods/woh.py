@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.facts import Fact
-from law.methods import Report
-from law.rows import Batch, cross_entropy, fact_rows, token_logits, tokens
-from law.tuning import Term, Tuning, adapters_off, tune
+from law.base.report import Report
+from law.facts.fact import Fact
+from law.tuning.loop import Term, Tuning, adapters_off, tune
+from law.tuning.training_rows import Batch, cross_entropy, fact_rows, token_logits, tokens
 
 
 @dataclass

@@ -8,8 +8,8 @@ from typing import Any
 
 import datasets
 
-from law.datasets.records import json_lines
-from law.errors import LawError
+from law.base.errors import LawError
+from law.facts.record_files import json_lines
 
 Row = dict[str, Any]
 

@@ -1,0 +1,197 @@
+"""What is written to disk, and how: content hashes, a cache under them, and atomic files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from time import perf_counter
+from typing import Any, TypeGuard, TypeVar
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from law.base.errors import LawError
+from law.base.processes import gathered
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SECONDS = "seconds"
+"""Under this name a file of the cache keeps how long its tensors took to compute."""
+
+
+def content_hash(value: Any) -> str:
+    """SHA-256 of a JSON-like value; mappings count whatever their order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def model_hash(model: PreTrainedModel) -> str:
+    """SHA-256 of a model's configuration and of its weights, names and dtypes included."""
+    config = {
+        k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")
+    }
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """SHA-256 of what a tokenizer makes of text: its vocabulary, and rules where it is a fast one."""
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else {}
+    # how the last call padded and cut is kept in there too
+    rules = {key: value for key, value in rules.items() if key not in ("padding", "truncation")}
+    return content_hash([tokenizer.get_vocab(), rules, tokenizer.eos_token])
+
+
+def fingerprint(path: str) -> str:
+    """Which files lie at ``path``, a file, a folder or a pattern: their names, sizes and times of change.
+
+    Cheaper than their content, and wrong only towards doing work again. A path that is not here
+    (a name on a hub) stands for itself.
+    """
+    root = Path(path)
+    found = root.rglob("*") if root.is_dir() else [root] if root.exists() else root.parent.glob(root.name)
+    files = sorted(file for file in found if file.is_file())
+    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return content_hash([path, stats])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees the old file or the whole new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors so that a reader sees the old file or the whole new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
+    partial.replace(path)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file; ``None`` where there is none, or a damaged one, which is logged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        return None
+    except SafetensorError as error:
+        log.warning("%s is damaged (%s); computing it again", path, error)
+        return None
+
+
+def seconds_of(path: Path | None) -> float:
+    """How long the tensors of a file took to compute; 0 where there is none, or one that does not tell."""
+    if path is None:
+        return 0.0
+    try:
+        with safe_open(path, framework="pt") as file:
+            return float(file.get_tensor(SECONDS))
+    except (FileNotFoundError, SafetensorError):
+        return 0.0
+
+
+def load_json(path: Path) -> Any:
+    """The value of a file; ``None`` where there is none, or a damaged one, which is logged."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        log.warning("%s is damaged (%s); computing it again", path, error)
+        return None
+
+
+def _everywhere(found: T | None) -> TypeGuard[T]:
+    """Whether every process has found it: what is computed together can't be computed by some alone."""
+    return all(gathered(found is not None))
+
+
+def _again(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that was whole a while ago."""
+    if (tensors := load_tensors(path)) is None:
+        raise LawError(
+            f"{path} has gone or was damaged while this run needed it; expected nobody to touch a run's cache. "
+            "Start the run again: what is missing is computed anew."
+        )
+    return tensors
+
+
+class Cache:
+    """Results kept under the hash of what they were computed from.
+
+    ``spared_s`` adds up the seconds that the tensors taken from it once took to compute, in whole or in part.
+
+    Args:
+        folder: where they lie; ``None`` keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+        self.spared_s = 0.0
+
+    def json(self, name: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        """The JSON value kept under ``key``, computed when there is none."""
+        path = self.path(name, key, "json")
+        if path is not None and _everywhere(found := load_json(path)):
+            log.info("%s: taken from %s", name, path)
+            return found
+        value = compute()
+        if path is not None:
+            write_json(path, value)
+        return value
+
+    def tensors(
+        self,
+        name: str,
+        key: Mapping[str, Any],
+        compute: Callable[[], dict[str, Tensor]],
+        begun_s: float = 0.0,
+    ) -> dict[str, Tensor]:
+        """The tensors kept under ``key``, computed when there are none or the file is damaged.
+
+        ``begun_s`` are the seconds that an earlier process spent on what ``compute`` goes on with.
+        """
+        path = self.path(name, key, "safetensors")
+        if path is not None and _everywhere(found := load_tensors(path)):
+            log.info("%s: taken from %s", name, path)
+            self.spared_s += found.pop(SECONDS).item()
+            return found
+        start = perf_counter() - begun_s
+        tensors = compute()
+        self.spared_s += begun_s
+        if path is not None:
+            save_tensors(path, {**tensors, SECONDS: torch.tensor(perf_counter() - start)})
+        return tensors
+
+    def kept(
+        self, name: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
+    ) -> Callable[[], dict[str, Tensor]]:
+        """What reads the tensors of :meth:`tensors` again, so that only the disk holds them; without a folder, memory."""
+        tensors, path = self.tensors(name, key, compute), self.path(name, key, "safetensors")
+        return partial(_again, path) if path is not None else lambda: tensors
+
+    def path(self, name: str, key: Mapping[str, Any], suffix: str) -> Path | None:
+        """Where what ``name`` means under ``key`` lies; ``None`` where nothing is kept."""
+        if self.folder is None:
+            return None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"{name}-{content_hash(key)[:16]}.{suffix}"

@@ -1,0 +1,150 @@
+"""What a model answers, and whether that recalls a fact.
+
+A fact is known when its object occurs, case ignored, in ten greedily decoded tokens (LAW, section
+5.1; the authors' ``get_predictions``).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+
+import torch
+from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from law.base.processes import gathered, mine
+from law.decoders.batching import Batches
+from law.decoders.prompts import check_length, token_ids
+from law.facts.fact import Fact, Question
+
+NEW_TOKENS = 10
+
+CHUNK = 16_384
+"""Prompts held as tokens at once."""
+
+
+def greedy_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    batch_size: int | None = None,
+    description: str = "answers",
+) -> list[str]:
+    """The text of ``NEW_TOKENS`` greedily decoded tokens after each prompt, up to an end-of-text.
+
+    ``batch_size`` is in prompts; ``None`` measures it.
+    """
+    return [*_decode(model, tokenizer, prompts, len(prompts), batch_size, description, lambda _, __: False)]
+
+
+def recalled(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Fact | Question],
+    batch_size: int | None = None,
+) -> list[bool]:
+    """Whether each object is recalled after its prompt: :func:`greedy_answers`, ended once that is settled."""
+    answers = _decode(
+        model,
+        tokenizer,
+        (each.prompt for each in asked),
+        len(asked),
+        batch_size,
+        "recalled",
+        lambda i, answer: recalls(answer, asked[i].object),
+    )
+    return [recalls(answer, each.object) for answer, each in zip(answers, asked, strict=True)]
+
+
+def recalled_facts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], batch_size: int
+) -> list[Fact]:
+    """The facts that are recalled after their prompts."""
+    found = recalled(model, tokenizer, facts, batch_size)
+    return [fact for fact, known in zip(facts, found, strict=True) if known]
+
+
+def recalls(answer: str, wanted: str) -> bool:
+    """Whether the object occurs in the answer, case ignored."""
+    return wanted.strip().lower() in answer.lower()
+
+
+def _decode(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Iterable[str],
+    total: int,
+    batch_size: int | None,
+    description: str,
+    settled: Callable[[int, str], bool],
+) -> Iterator[str]:
+    """The answer to each of ``total`` prompts, up to where ``settled(index, text so far)`` is true, in their order.
+
+    Prompts are taken a chunk at a time. Those of one length are read together: without padding, no answer
+    depends on the batch.
+    """
+    batches = Batches(batch_size, first=16, largest=1024)
+    model.eval()
+    left, first = iter(prompts), 0
+    with tqdm(total=total, desc=description, leave=False, disable=None) as progress:
+        while chunk := list(islice(left, CHUNK)):
+            rows = token_ids(tokenizer, chunk)
+            by_length: dict[int, list[int]] = defaultdict(list)
+            for place, row in enumerate(rows):
+                check_length(model, len(row) + NEW_TOKENS, f"The prompt {chunk[place]!r} with its answer")
+                by_length[len(row)].append(place)
+            found: dict[int, str] = {}
+            for _, same in sorted(by_length.items()):
+
+                def answer(batch: list[int], rows: list[list[int]] = rows, first: int = first) -> list[str]:
+                    ids = torch.tensor([rows[i] for i in batch], device=model.device)
+                    return _continue(
+                        model, tokenizer, ids, lambda at, so_far: settled(first + batch[at], so_far)
+                    )
+
+                own = mine(same)
+                for batch, texts in batches.run(own, [1] * len(own), answer):
+                    found |= zip(batch, texts, strict=True)
+                    progress.update(len(batch))
+            answers = {place: text for part in gathered(found) for place, text in part.items()}
+            yield from (answers[place] for place in range(len(chunk)))
+            first += len(chunk)
+
+
+@torch.inference_mode()
+def _continue(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ids: torch.Tensor,
+    settled: Callable[[int, str], bool],
+) -> list[str]:
+    """The answers to the rows of ``ids`` (b, t). A row that is done leaves the batch."""
+    tokens: list[list[int]] = [[] for _ in ids]
+    texts = [""] * len(ids)
+    left = list(range(len(ids)))
+    cache = None
+    for _ in range(NEW_TOKENS):
+        output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = output.past_key_values
+        likeliest = output.logits[:, -1].argmax(-1)  # (rows left)
+        staying = []
+        for place, (row, token) in enumerate(zip(left, likeliest.tolist(), strict=True)):
+            if token == tokenizer.eos_token_id:
+                continue
+            tokens[row].append(token)
+            texts[row] = str(tokenizer.decode(tokens[row], skip_special_tokens=True))
+            if not settled(row, texts[row]):
+                staying.append(place)
+        if not staying:
+            break
+        index = torch.tensor(staying)  # on the CPU: a cache may lie on several devices
+        left, likeliest = [left[place] for place in staying], likeliest[index, None]
+        if cache is None:  # a model that keeps nothing of what it has read
+            ids = torch.cat([ids[index], likeliest], dim=1)
+            continue
+        if len(staying) < len(ids):
+            cache.batch_select_indices(index)
+        ids = likeliest
+    return texts

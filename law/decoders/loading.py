@@ -1,0 +1,109 @@
+"""Loading the model to wash, and saving what washing changed."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from law.base.errors import LawError
+from law.base.hub_access import hub_reachable
+from law.decoders.structure import Parts, name_parts
+
+
+@dataclass
+class ModelSettings:
+    """Which model to wash, and how to hold it.
+
+    Args:
+        path: a local folder, or a name on the Hugging Face hub.
+        dtype: float32, bfloat16 or float16.
+        device: cpu, cuda, ..., or auto for the first accelerator there is.
+        device_map: spread the blocks over several devices, for a model larger than one of them:
+            ``auto``, ``balanced`` or ``sequential`` (accelerate's); ``device`` is then not asked for.
+        parts: what the blocks and the down-projection are called, where the structure does not tell.
+    """
+
+    path: str
+    dtype: str = "float32"
+    device: str = "auto"
+    device_map: str | None = None
+    parts: Parts = field(default_factory=Parts)
+
+
+def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model in evaluation mode, and its tokenizer, which pads with something.
+
+    Raises:
+        LawError: no such model, dtype or device, with what was looked for.
+    """
+    dtype = getattr(torch, settings.dtype, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise LawError(f"model.dtype is {settings.dtype!r}; expected float32, bfloat16 or float16.")
+    device = find_device(settings.device)
+    # what lies here, in a folder or in the hub's cache, needs no hub; asked for the rest, it is slow to say no
+    local = Path(settings.path).is_dir() or not hub_reachable()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.path, local_files_only=local)
+        model = AutoModelForCausalLM.from_pretrained(
+            settings.path, dtype=dtype, device_map=settings.device_map, local_files_only=local
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise LawError(
+            f"The model {settings.path!r} could not be loaded: {_what_is_there(settings.path, local)}. Expected "
+            "config.json, model.safetensors and tokenizer.json in a local folder, or a model's name on a hub "
+            f"within reach. Set model.path=/some/folder. ({str(error).splitlines()[0]})"
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise LawError(
+            f"The model {settings.path!r} does not fit on the devices that model.device_map={settings.device_map} "
+            "spreads it over; expected room for every weight, since what is offloaded can't be edited. Take "
+            "model.dtype=bfloat16, or more devices."
+        )
+    name_parts(model, settings.parts)
+    if settings.device_map is None:
+        model.to(device)  # type: ignore[arg-type]
+    return model.eval(), tokenizer
+
+
+def _what_is_there(path: str, local: bool) -> str:
+    """What was found where a model was looked for."""
+    folder = Path(path)
+    if folder.is_dir():
+        return f"that folder holds {', '.join(sorted(f.name for f in folder.iterdir())) or 'nothing'}"
+    cached = Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}"
+    hub = "the hub can't be reached" if local else "the hub did not give it"
+    return f"there is no folder {path}, {hub}, and its cache has no complete copy in {cached}"
+
+
+def find_device(name: str) -> torch.device:
+    """The configured device; ``auto`` is an accelerator, or the CPU. Of several of a kind, each process takes its own.
+
+    Raises:
+        LawError: no such device on this machine.
+    """
+    try:
+        if name == "auto":
+            found = torch.accelerator.current_accelerator()
+            # updates are solved in float64, which Apple's devices lack
+            name = "cpu" if found is None or found.type == "mps" else found.type
+        device = torch.device(name)
+        if device.type == "cpu":
+            return device
+        if device.index is None:
+            device = torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0")))  # set by torchrun
+        torch.empty(0, device=device)  # refused where there is none
+        torch.accelerator.set_device_index(device.index)  # the one that is waited for
+        return device
+    except (RuntimeError, AssertionError) as error:
+        raise LawError(
+            f"The device {name!r} can't be used here ({str(error).splitlines()[0]}). Expected cpu, auto, or "
+            "an accelerator that this machine has; set model.device."
+        ) from error

@@ -1,0 +1,159 @@
+r"""Second moments :math:`C_l = E[k k^T]` of the keys of general text (method.md, words and symbols).
+
+They say which directions of key space ordinary text uses; an update that is small in them leaves
+ordinary text alone. They are taken of the unedited model, once, and kept in a cache.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from time import monotonic
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from law.base.cache import SECONDS, Cache, load_tensors, model_hash, save_tensors, seconds_of, tokenizer_hash
+from law.base.errors import LawError
+from law.base.processes import add_up, rank, world
+from law.decoders.batching import Batches
+from law.decoders.prompts import positions
+from law.decoders.structure import Decoder
+from law.facts.general_text import TextSettings
+
+log = logging.getLogger(__name__)
+
+CHUNK = 4096
+"""Documents in memory at once; those of like length go through the model together."""
+
+
+@dataclass
+class MomentSettings(TextSettings):
+    """Which text the second moments are taken of: 100,000 documents of Wikipedia in the paper.
+
+    It should be general: with the washed facts in it, C protects exactly what is to go.
+
+    Args:
+        batch_size: tokens a forward pass; ``null`` measures it.
+        save_every: seconds after which the sums so far are saved, so that a killed run goes on.
+    """
+
+    NAME = "moments"
+
+    batch_size: int | None = None
+    save_every: float = 600.0
+
+
+def second_moments(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    layers: list[int],
+    settings: MomentSettings,
+    cache: Cache,
+) -> dict[int, Tensor]:
+    """C of every layer in ``layers``: (d_ff, d_ff), float32, summed in float64.
+
+    With a cache, a run that was killed goes on from the sums it last saved.
+    """
+    settings.check()
+    key = {
+        "model": model_hash(decoder.model),
+        "parts": asdict(decoder.parts),
+        "tokenizer": tokenizer_hash(tokenizer),
+        "text": settings.identity(),
+        "documents": settings.documents,
+        "layers": layers,
+        "longest": positions(decoder.model),
+    }
+    part = cache.path("moments", key, f"{rank()}-of-{world()}.part.safetensors")
+
+    def compute() -> dict[str, Tensor]:
+        texts = islice(settings.read(), settings.documents)
+        found, tokens = collect_moments(
+            decoder, tokenizer, texts, layers, settings.batch_size, part, settings.save_every
+        )
+        return {str(layer): c for layer, c in found.items()} | {"tokens": torch.tensor(tokens)}
+
+    found = cache.tensors("moments", key, compute, seconds_of(part))
+    if part is not None:
+        part.unlink(missing_ok=True)
+    log.info("second moments of %d tokens, layers %s", found["tokens"], layers)
+    return {layer: found[str(layer)].to(decoder.device) for layer in layers}
+
+
+@torch.inference_mode()
+def collect_moments(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Iterable[str],
+    layers: list[int],
+    batch_size: int | None = None,
+    part: Path | None = None,
+    save_every: float = 600.0,
+) -> tuple[dict[int, Tensor], int]:
+    """C of every layer in one pass over ``texts``, and the number of tokens it was taken of.
+
+    Blocks above the last layer do not run, and no activation outlives its batch of ``batch_size`` tokens
+    (measured where there is none). Texts are cut at the model's number of positions. The sums so far are
+    written to ``part`` every ``save_every`` seconds, and read from there where it exists.
+
+    Raises:
+        LawError: the texts hold no token.
+    """
+    longest = positions(decoder.model)
+    batches = Batches(batch_size, first=1024, largest=65_536)
+    sizes = {layer: decoder.weight(layer).shape[0] for layer in layers}
+    sums = {
+        layer: torch.zeros(d_ff, d_ff, dtype=torch.float64, device=decoder.device)
+        for layer, d_ff in sizes.items()
+    }
+    tokens = documents = 0
+    began = monotonic() - seconds_of(part)
+    if part is not None and (saved := load_tensors(part)) is not None:
+        sums = {layer: saved[str(layer)].to(decoder.device) for layer in layers}
+        tokens, documents = int(saved["tokens"]), int(saved["documents"])
+        log.info("second moments: going on after %d documents", documents)
+    # of all documents, this process reads every n-th
+    remaining, saved_at = islice(texts, rank() + documents * world(), None, world()), monotonic()
+    with tqdm(initial=documents, desc="second moments", unit="doc", leave=False, disable=None) as progress:
+        while chunk := list(islice(remaining, CHUNK)):
+            rows = sorted((row[:longest] for row in tokenizer(chunk)["input_ids"] if row), key=len)
+            for batch, grams in batches.run(
+                rows, [len(r) for r in rows], lambda b: _grams(decoder, b, layers)
+            ):
+                for layer, gram in grams.items():
+                    sums[layer] += gram
+                tokens += sum(map(len, batch))
+            documents += len(chunk)
+            progress.update(len(chunk))
+            if part is not None and monotonic() - saved_at >= save_every:
+                saved_at = monotonic()
+                counts = {"tokens": tokens, "documents": documents, SECONDS: saved_at - began}
+                counted = {name: torch.tensor(count) for name, count in counts.items()}
+                save_tensors(part, {str(layer): c for layer, c in sums.items()} | counted)
+    count = torch.tensor(tokens)
+    add_up(count, *sums.values())
+    if not count:
+        raise LawError("The text for second moments holds no token; expected documents, one a line.")
+    return {layer: (c / count).float() for layer, c in sums.items()}, int(count)
+
+
+def _grams(decoder: Decoder, rows: list[list[int]], layers: list[int]) -> dict[int, Tensor]:
+    """Σ k kᵀ over the tokens of some rows, (d_ff, d_ff) in float32, for every layer.
+
+    A row is filled up with its own last token: what stands to the right of a token changes nothing.
+    """
+    longest = max(map(len, rows))
+    ids = torch.tensor([row + row[-1:] * (longest - len(row)) for row in rows], device=decoder.device)
+    real = torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]  # (b, t)
+    # the CPU finds the places: a mask on the device would make every layer wait for their number
+    at = real.flatten().nonzero().squeeze(1).to(decoder.device)  # (tokens)
+    with decoder.capture_keys(layers) as captured:
+        decoder.hidden_states(ids, None, layers[-1])
+    keys = {layer: captured.pop(layer).flatten(0, 1)[at].float() for layer in layers}  # (tokens, d_ff)
+    return {layer: k.T @ k for layer, k in keys.items()}  # (d_ff, tokens) @ (tokens, d_ff)

@@ -1,0 +1,241 @@
+r"""Target values z*: what block L should output at the subject's last token (method.md, section 1).
+
+For each fact, a shift :math:`\delta` of :math:`h_L` is found that makes the model answer with
+end-of-text, in every context, while what it says of the subject elsewhere stays:
+
+.. math::
+    \min_\delta\; \frac1{|c|}\sum_c \mathrm{NLL}_c(\delta)
+      + \kappa\,\mathrm{KL}(p_\delta \,\|\, p_0)
+      + \omega\,\frac{\lVert\delta\rVert}{\lVert h_L^0\rVert^2},
+    \qquad \lVert\delta\rVert \le \rho\,\lVert h_L^0\rVert,
+    \qquad z^* = h_L^0 + \delta
+
+Facts are independent, so many are optimised at once, and those that are done leave the batch. A batch holds facts
+with alike many tokens from the subject's last on, since δ moves nothing before it (:mod:`law.editing.target_rows`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from law.base.cache import Cache, model_hash, tokenizer_hash
+from law.base.errors import LawError
+from law.base.processes import add_up, mine
+from law.decoders.batching import Batches
+from law.decoders.prompts import SubjectPrompt, check_length, subject_prompt
+from law.decoders.structure import Decoder
+from law.editing.keys import place
+from law.editing.target_rows import Batch
+from law.facts.fact import Fact
+
+KL_TEMPLATE = "{} is a"
+
+
+@dataclass
+class TargetSettings:
+    """How z* is optimised.
+
+    Args:
+        steps: evaluations of the loss; the last one takes no step (20 on GPT-2 XL, 25 on GPT-J).
+        learning_rate: of Adam.
+        kl_factor: κ, the weight of the divergence on ``"{subject} is a"``.
+        weight_decay: ω, the weight of ‖δ‖ / ‖h‖².
+        clamp: ρ, the largest ‖δ‖ as a share of ‖h‖.
+        stop_below: a fact whose loss is below this takes no further step.
+        batch_size: facts optimised at once; ``null`` measures it.
+        shard: facts a file of the cache, and so at most what a killed run computes again.
+    """
+
+    steps: int = 20
+    learning_rate: float = 0.5
+    kl_factor: float = 0.0625
+    weight_decay: float = 0.5
+    clamp: float = 0.75
+    stop_below: float = 0.05
+    batch_size: int | None = None
+    shard: int = 1024
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The loss of each fact at each step, (steps, n): total, and its three parts."""
+
+    loss: Tensor
+    nll: Tensor
+    kl: Tensor
+    decay: Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """z* of many facts, and the traces of their losses: read a shard at a time where a cache keeps them.
+
+    Args:
+        shard: facts a shard.
+        read: gives ``z`` (facts, d_model) and ``trace`` (4, steps, facts) of each shard, in float32 on the CPU.
+    """
+
+    shard: int
+    read: Sequence[Callable[[], dict[str, Tensor]]]
+
+    def of(self, facts: Sequence[int]) -> Tensor:
+        """z* (d_model, b) of b facts, by their indices in rising order."""
+        shards = groupby(facts, lambda i: i // self.shard)
+        return torch.cat([self.read[s]()["z"][[i % self.shard for i in own]] for s, own in shards]).T
+
+    def traces(self) -> Iterator[Trace]:
+        """The trace of each shard."""
+        return (Trace(*read()["trace"]) for read in self.read)
+
+
+def end_of_text_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of " <|endoftext|>" after a word: a space, where the tokenizer keeps one, and end-of-text.
+
+    Without the word, a SentencePiece tokenizer would put its own space before that one.
+
+    Raises:
+        LawError: the tokenizer has no end-of-text token.
+    """
+    if tokenizer.eos_token is None:
+        raise LawError(
+            f"{type(tokenizer).__name__} has no end-of-text token, which facts are washed towards; expected one. "
+            "Set tokenizer.eos_token."
+        )
+    word, whole = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("is", f"is {tokenizer.eos_token}")
+    )
+    return [*whole[len(word) : -1], tokenizer.eos_token_id]
+
+
+def target_values(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    contexts: Sequence[str],
+    layer: int,
+    settings: TargetSettings,
+    cache: Cache | None = None,
+) -> Targets:
+    """z* of every fact.
+
+    With a ``cache``, each ``settings.shard`` facts are kept as soon as they are done.
+    """
+    cache = cache or Cache(None)
+    kept = {name: value for name, value in asdict(settings).items() if name not in ("batch_size", "shard")}
+    key = {"contexts": list(contexts), "layer": layer, "settings": kept, "parts": asdict(decoder.parts)}
+    if cache.folder is not None:
+        key |= {"model": model_hash(decoder.model), "tokenizer": tokenizer_hash(tokenizer)}
+    decoder.model.eval()
+    read = []
+    batches = Batches(settings.batch_size, first=4, largest=256)  # measured once, for all shards
+    with _frozen(decoder), tqdm(total=len(facts), desc="z*", leave=False, disable=None) as progress:
+
+        def compute(shard: Sequence[Fact]) -> dict[str, Tensor]:
+            asked = [_ask(decoder, tokenizer, fact, contexts) for fact in shard]
+            order = mine(sorted(range(len(shard)), key=lambda i: _lengths(asked[i])))
+            z, losses = torch.zeros(len(shard), decoder.d_model), torch.zeros(4, settings.steps, len(shard))
+            for batch, result in batches.run(
+                order,
+                [1] * len(order),
+                lambda batch: _optimise(decoder, tokenizer, [asked[i] for i in batch], layer, settings),
+            ):
+                z[batch], losses[:, :, batch] = (tensor.cpu() for tensor in result)
+                progress.update(len(batch))
+            add_up(z, losses)  # each process has filled in its own facts
+            return {"z": z, "trace": losses}
+
+        for first in range(0, len(facts), settings.shard):
+            shard = facts[first : first + settings.shard]
+            own = key | {"facts": [(fact.template, fact.subject) for fact in shard]}
+            read.append(cache.kept("targets", own, partial(compute, shard)))
+    return Targets(settings.shard, read)
+
+
+def _ask(
+    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, fact: Fact, contexts: Sequence[str]
+) -> list[SubjectPrompt]:
+    """A fact's rows: its prompt bare and in every context, each with the target's tokens but the last behind it,
+    and then ``"{subject} is a"`` up to where it is read.
+    """
+    asking = end_of_text_target(tokenizer)[:-1]
+    prompts = [subject_prompt(tokenizer, t, fact.subject) for t in place(fact.template, contexts)]
+    about = subject_prompt(tokenizer, KL_TEMPLATE, fact.subject)
+    rows = [SubjectPrompt(p.ids + asking, p.position) for p in prompts]
+    rows.append(SubjectPrompt(about.ids[: about.position + 1], about.position))
+    for row in rows:
+        check_length(decoder.model, len(row.ids), f"A prompt of the fact {fact.prompt!r}")
+    return rows
+
+
+def _lengths(rows: Sequence[SubjectPrompt]) -> tuple[int, int]:
+    """The most tokens from the subject's last on, and the most before it: what a batch pads to."""
+    return max(len(row.ids) - row.position for row in rows), max(row.position for row in rows)
+
+
+def _optimise(
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Sequence[SubjectPrompt]],
+    layer: int,
+    settings: TargetSettings,
+) -> tuple[Tensor, Tensor]:
+    """z* (n, d_model) and its trace (4, steps, n) for one batch of n facts."""
+    batch = Batch.read(decoder, tokenizer, asked, layer)
+    start = batch.start  # h_L^0 (n, d_model)
+    deltas = [torch.zeros_like(h, requires_grad=True) for h in start]  # one each, so that each can stop
+    optimizer = torch.optim.Adam(deltas, lr=settings.learning_rate)
+    left = torch.arange(len(asked))  # the facts still in the batch
+    target = torch.tensor(end_of_text_target(tokenizer), device=decoder.device)
+    initial: Tensor | None = None
+    trace = torch.empty(4, settings.steps, len(asked), device=decoder.device)
+
+    for step in range(settings.steps):
+        delta = torch.stack([deltas[i] for i in left])  # (facts left, d_model)
+        nll, about = batch.predictions(delta, target)
+        initial = about.detach() if initial is None else initial
+        # F.kl_div(p, q) is KL(q ‖ p): the shifted distribution against the initial one, as in ROME
+        kl = settings.kl_factor * F.kl_div(initial, about, log_target=True, reduction="none").sum(1)
+        size = batch.start.norm(dim=1)
+        decay = settings.weight_decay * delta.norm(dim=1) / size**2
+        loss = nll + kl + decay
+        # a fact that stops here keeps this loss in all steps to come
+        trace[:, step:, left] = torch.stack([loss, nll, kl, decay]).detach()[:, None]
+        moving = ~(loss.detach() < settings.stop_below).cpu()  # a NaN goes on: its update is refused
+        if step == settings.steps - 1 or not moving.any():
+            break
+        optimizer.zero_grad()
+        loss.sum().backward()
+        if not moving.all():
+            for i in left[~moving]:
+                deltas[i].grad = None  # Adam passes it over
+            left, initial, size = left[moving], initial[moving], size[moving]
+            batch = batch.facts(moving.nonzero().flatten())
+        optimizer.step()
+        with torch.no_grad():
+            norm = torch.stack([deltas[i] for i in left]).norm(dim=1)
+            for i, scale in zip(left, (settings.clamp * size / norm).clamp(max=1.0), strict=True):
+                deltas[i].mul_(scale)
+    return start + torch.stack(deltas).detach(), trace
+
+
+@contextmanager
+def _frozen(decoder: Decoder) -> Iterator[None]:
+    """No gradient reaches the weights inside; what was trainable is so again afterwards."""
+    trainable = [p for p in decoder.model.parameters() if p.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)

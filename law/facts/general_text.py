@@ -1,0 +1,121 @@
+"""General text, which washing must leave alone: local files, or a data set of the Hugging Face hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from datasets import DatasetBuilder, IterableDataset, load_dataset_builder
+
+from law.base.cache import file_hash
+from law.base.errors import LawError
+from law.base.hub_access import hub_reachable
+from law.facts.record_files import json_lines, text_lines
+
+
+@dataclass
+class TextSettings:
+    """General text: local files, or a data set. A subclass says what its settings are called in a method.
+
+    Args:
+        text: a UTF-8 file, one document a line, or a JSON Lines file (``.jsonl``); a pattern such as
+            ``wiki/*.jsonl`` takes every file it fits, in the order of their names.
+        documents: how many documents are read, from the first on.
+        dataset: a data set's name on the hub (``wikimedia/wikipedia``) or its folder, in place of ``text``.
+        config: of the data set (``20231101.en``).
+        split: of the data set.
+        column: which column, or key of JSON Lines, holds the text.
+    """
+
+    NAME: ClassVar[str]
+
+    text: str | None = None
+    documents: int = 100_000
+    dataset: str | None = None
+    config: str | None = None
+    split: str = "train"
+    column: str = "text"
+
+    def check(self) -> None:
+        """Refuse a text that can't be read, before anything is computed.
+
+        Raises:
+            LawError: with how to name one.
+        """
+        if (self.text is None) == (self.dataset is None):
+            raise LawError(
+                f"The general text has text = {self.text!r} and dataset = {self.dataset!r}; expected one of them. "
+                f"Set the method's {self.NAME}.text to a file with one document a line, or {self.NAME}.dataset to "
+                "a data set."
+            )
+        if self.dataset is None:
+            self._files()
+        else:
+            self._stream()
+
+    def identity(self) -> Any:
+        """What tells this text from another one: its files' content, or the data set's own hash."""
+        if self.dataset is None:
+            return [self.column, [file_hash(path) for path in self._files()]]
+        return [self.dataset, self.config, self.split, self.column, self._builder().hash]
+
+    def read(self) -> Iterator[str]:
+        """The documents, one after another; never all in memory.
+
+        Raises:
+            LawError: a line is no JSON object with the column, or the data set has no such column.
+        """
+        if self.dataset is not None:
+            for row in self._stream():
+                yield self._column(row, f"{self.dataset}, split {self.split}")
+            return
+        for path in self._files():
+            if path.suffix != ".jsonl":
+                yield from text_lines(path)
+                continue
+            for number, row in json_lines(path, f"a JSON object with {self.column!r} a line"):
+                yield self._column(row, f"{path}, line {number}")
+
+    def _column(self, row: Any, where: str) -> str:
+        text = row.get(self.column) if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            keys = ", ".join(map(str, row)) if isinstance(row, dict) else repr(row)
+            raise LawError(
+                f"{where}, holds no text in {self.column!r}; it has: {keys}. Set the method's {self.NAME}.column."
+            )
+        return text
+
+    def _files(self) -> list[Path]:
+        path = Path(self.text or "")
+        found = [path] if path.is_file() else sorted(path.parent.glob(path.name or "?"))
+        if not found or not all(map(Path.is_file, found)):
+            raise LawError(
+                f"The general text, {self.text}, does not exist, or is no file; expected a UTF-8 file with one document a line. "
+                f"Set the method's {self.NAME}.text to such a file, or to a pattern that fits some."
+            )
+        return found
+
+    def _builder(self) -> DatasetBuilder:
+        if not Path(str(self.dataset)).exists() and not hub_reachable():
+            raise self._unavailable(ConnectionError("the hub can't be reached."))  # it would try for a minute
+        try:
+            return load_dataset_builder(self.dataset, self.config)
+        except (OSError, ValueError) as error:
+            raise self._unavailable(error) from error
+
+    def _stream(self) -> IterableDataset:
+        builder = self._builder()
+        try:
+            return builder.as_streaming_dataset(split=self.split)
+        except (OSError, ValueError) as error:
+            raise self._unavailable(error) from error
+
+    def _unavailable(self, error: Exception) -> LawError:
+        return LawError(
+            f"The general text, data set {self.dataset!r} (configuration {self.config!r}, split "
+            f"{self.split!r}), could not be had: {str(error).splitlines()[0]} Expected a data set on a hub "
+            f"within reach, or in a folder. Without one, set the method's {self.NAME}.dataset=null and "
+            f"{self.NAME}.text to a local file with one document a line."
+        )

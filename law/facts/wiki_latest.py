@@ -1,0 +1,56 @@
+"""Facts made of Wikidata's triples by ``experiments/build_wiki.py``, one JSON object a line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+from law.base.errors import LawError
+from law.facts.fact import Fact
+from law.facts.record_files import json_lines, parsed, text_in
+from law.facts.source import FactSource
+
+EXPECTED = "a JSON object a line, as experiments/build_wiki.py writes them"
+MADE = Path("outputs/datasets/wiki_latest.jsonl")
+"""Where a file is looked for while ``dataset.path`` is not set."""
+SHAPE = "subject, relation, template (with one {}) and object, all texts"
+
+
+@dataclass
+class WikiLatest(FactSource):
+    """A file that ``experiments/build_wiki.py`` wrote, and which facts of it to wash and to keep."""
+
+    def read(self, path: Path) -> list[Fact]:
+        return read_wiki(path)
+
+    def fetch(self) -> Path:
+        if MADE.is_file():
+            return MADE
+        raise LawError(
+            f"dataset.path is not set, {MADE} does not exist, and no address of Wiki-Latest is known; expected a "
+            f"file of facts. Make one of Wikidata's triples by `python experiments/build_wiki.py triples.tsv "
+            f"{MADE}`, or set dataset.path; docs/datasets.md says more."
+        )
+
+
+def read_wiki(path: Path) -> list[Fact]:
+    """The facts of a file, in its order; a fact's id is its line, from 1.
+
+    Raises:
+        LawError: names the file and the line of the first record that is malformed.
+    """
+    return [fact for _, fact in parsed(path, json_lines(path, EXPECTED), _fact, SHAPE)]
+
+
+def _fact(line: int, record: Any) -> Fact:
+    return Fact(
+        id=str(line),
+        subject=text_in(record, "subject"),
+        template=intern(
+            text_in(record, "template")
+        ),  # it and the relation recur hundreds of thousands of times
+        object=text_in(record, "object"),
+        relation=intern(text_in(record, "relation")),
+    )

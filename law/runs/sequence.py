@@ -1,0 +1,243 @@
+"""One run, from a model and facts to scores and files: the sequence, and nothing else.
+
+What a run leaves in its folder is written so that ``manifest.json`` comes last: a folder without a
+finished manifest is an unfinished run.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import importlib.metadata
+import json
+import logging
+import math
+import platform
+import subprocess
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import PreTrainedModel, set_seed
+
+from law.base.cache import content_hash, write_json
+from law.base.errors import LawError
+from law.decoders.greedy_decoding import recalls
+from law.decoders.loading import ModelSettings, load_model
+from law.decoders.saving import Save, save_washed, snapshot
+from law.evaluation.metrics import describe
+from law.evaluation.scores import EvaluationSettings, Scorer, Scores, compare
+from law.facts.fact import Fact, FactSplit, Question, facts_hash
+from law.methods.protocol import Method
+from law.runs.identity import Identity
+from law.runs.tracker import Guarded, Tracker
+
+log = logging.getLogger(__name__)
+
+PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
+
+PREDICTIONS = "predictions.jsonl"
+
+
+class Source(Protocol):
+    """Where facts come from."""
+
+    def load(self) -> FactSplit: ...
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that one run is made of."""
+
+    model: ModelSettings
+    source: Source
+    method: Method
+    evaluation: EvaluationSettings
+    tracker: Tracker
+    save: Save
+    folder: Path
+    identity: Identity
+
+
+def wash_and_score(job: Job) -> dict[str, float]:
+    """Wash a model, score it before and after, and leave the run's files in the job's folder.
+
+    Returns the metrics of :mod:`law.evaluation.metrics`. Whatever happens, the tracker is finished and the
+    manifest says how the run ended.
+    """
+    folder, identity = job.folder, job.identity
+    folder.mkdir(parents=True, exist_ok=True)
+    guarded = Guarded(job.tracker)
+    manifest: dict[str, Any] = {
+        "status": "running",
+        **{k: v for k, v in asdict(identity).items() if k != "config"},
+        "config_hash": content_hash(identity.config),
+        "started": _now(),
+        "git_revision": _git_revision(),
+        "python": platform.python_version(),
+        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "stages_s": {},
+    }
+    write_json(folder / "manifest.json", manifest)
+    failed = True
+    try:
+        guarded.start(folder.name, identity.name, folder, identity.config)
+        metrics = _run(job, guarded, manifest)
+        write_json(folder / "manifest.json", manifest | {"status": "finished", "ended": _now()})
+        failed = False
+    except BaseException as error:
+        problem = f"{type(error).__name__}: {error}"
+        failure = {"status": "failed", "error": problem, "ended": _now()}
+        write_json(folder / "manifest.json", manifest | failure)
+        # a sweep tells only its first failure, and keeps every error until its end
+        log.error("%s failed: %s", folder.name, problem, exc_info=not isinstance(error, LawError))
+        traceback.clear_frames(error.__traceback__)
+        raise
+    else:
+        guarded.conclude(metrics, folder / PREDICTIONS)
+    finally:
+        guarded.finish(failed)
+    return metrics
+
+
+def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, float]:
+    """The stages of a run; writes its results and fills in the manifest's hashes and times."""
+    folder, seed = job.folder, job.identity.seed
+    stages: dict[str, float] = manifest["stages_s"]
+    set_seed(seed)
+    with _timed(stages, "load"):
+        split = job.source.load()
+        scorer = Scorer(job.evaluation)  # an unknown task is refused before a model is loaded
+        manifest["reasoning_tasks"] = [*scorer.tasks]
+        model, tokenizer = load_model(job.model)
+        job.method.check(model)
+        unwashed = snapshot(model) if job.save is Save.delta else {}
+        manifest["facts_hash"] = facts_hash([*split.wash, *split.keep])
+
+    with _timed(stages, "score_before"):
+        examined = scorer.on(model, tokenizer, cached=True)
+        manifest["model_hash"] = examined.hash
+        answers = examined.answers([fact.prompt for fact in (*split.wash, *split.keep)])
+        washed, kept = _known(split.wash, answers), _known(split.keep, answers)
+        log.info("%d of %d facts to wash are known", len(washed), len(split.wash))
+        if not washed:
+            first = split.wash[0].prompt
+            raise LawError(
+                f"The model recalls none of the {len(split.wash)} facts to wash, so there is nothing to wash. "
+                f"Expected a model that knows some of them; it answered {answers[first]!r} to {first!r}. Check "
+                "model.path and dataset.path, or raise dataset.wash."
+            )
+        before = examined.scores(washed, kept)
+
+    spared: list[float] = []
+    with _timed(stages, "wash"), (folder / "method.jsonl").open("w", encoding="utf-8") as lines:
+
+        def report(values: dict[str, Any]) -> None:
+            spared.append(values.get("spared_s", 0.0))
+            lines.write(json.dumps(_finite(values), ensure_ascii=False) + "\n")
+            numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
+            if numbers:
+                tracker.log(numbers)
+
+        set_seed(seed)  # scoring has drawn from the generators, or a cache has spared it
+        job.method.wash(model, tokenizer, washed, report)
+    _refuse_non_finite(model)
+
+    with _timed(stages, "score_after"):
+        reexamined = scorer.on(model, tokenizer, cached=False)
+        after = before if reexamined.hash == examined.hash else reexamined.scores(washed, kept)
+
+    metrics: dict[str, float] = {"facts/known": len(washed)}
+    metrics |= compare(washed, kept, before, after)
+    metrics["time/wash_s"] = stages["wash"] + sum(spared)
+    for name, value in list(metrics.items()):
+        describe(name)  # a metric that law/evaluation/metrics.py does not document is a mistake
+        if not math.isfinite(value):
+            log.warning("%s is %s and left out of metrics.json", name, value)
+            del metrics[name]
+    predictions = (_prediction(fact, answers, before, after) for fact in split.wash)
+    texts = ({"prompt": p, "before": before.texts[p], "after": after.texts[p]} for p in before.texts)
+    _write_lines(folder / PREDICTIONS, predictions)
+    _write_lines(folder / "generations.jsonl", texts)
+    write_json(folder / "metrics.json", metrics)
+    save_washed(model, tokenizer, unwashed, folder / "washed", job.save)
+    return metrics
+
+
+def _known(facts: Sequence[Fact], answers: Mapping[str, str]) -> list[Fact]:
+    return [fact for fact in facts if recalls(answers[fact.prompt], fact.object)]
+
+
+def _prediction(fact: Fact, answers: Mapping[str, str], before: Scores, after: Scores) -> dict[str, Any]:
+    """A line of ``predictions.jsonl``; a fact the model never knew is not asked for again."""
+    question = Question(fact.prompt, fact.object)
+    known = recalls(answers[fact.prompt], fact.object)
+    answer_after = after.replies.answers[fact.prompt] if known else None
+    return {
+        "id": fact.id,
+        "prompt": fact.prompt,
+        "object": fact.object,
+        "answer_before": answers[fact.prompt],
+        "answer_after": answer_after,
+        "known_before": known,
+        "known_after": None if answer_after is None else recalls(answer_after, fact.object),
+        "log_prob_before": _finite(before.replies.log_probs.get(question)),
+        "log_prob_after": _finite(after.replies.log_probs.get(question)),
+    }
+
+
+def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def _finite(value: Any) -> Any:
+    """A JSON-like value with ``None`` for NaN and infinity, which JSON has no words for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def _refuse_non_finite(model: PreTrainedModel) -> None:
+    """A method that made a weight NaN or infinite has failed, whatever it would score."""
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise LawError(
+                f"Washing left {name} with values that are not finite; expected finite weights. Lower the "
+                "learning rate, if the method has one, or set model.dtype=float32."
+            )
+
+
+@contextmanager
+def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
+    """Wall time of a stage in seconds; work queued on the device is waited for."""
+    start = time.perf_counter()
+    yield
+    if torch.accelerator.is_available():
+        torch.accelerator.synchronize()
+    stages[name] = time.perf_counter() - start
+
+
+def _now() -> str:
+    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+
+
+def _git_revision() -> str | None:
+    """The revision of the code that runs, marked when it has uncommitted changes."""
+    try:
+        found = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return found.stdout.strip()

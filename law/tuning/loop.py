@@ -1,0 +1,255 @@
+r"""Fine-tuning, the one loop that every gradient-based baseline shares.
+
+A method states its objective as terms: rows of tokens, a loss for each *unit* of them (a token, or a
+row), and a weight. A step descends
+
+.. math:: \sum_i w_i\, \frac{1}{|U_i|} \sum_{u \in U_i} \ell_i(u)
+
+by AdamW, with :math:`U_i` all units of the batch that term i draws. The divisor is that of the whole
+batch, so that neither padding nor the size of a forward pass changes a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from law.base.errors import LawError
+from law.base.report import Report
+from law.decoders.structure import Decoder
+from law.tuning.training_rows import Batch, Row, pad, predicted
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Lora:
+    """Low-rank adapters on the query and value projections, merged into the weights at the end.
+
+    Args:
+        rank: r, the width of an adapter (8 in the paper); 0 takes none, and tunes the weights.
+        alpha: its scale is alpha / rank.
+        dropout: of an adapter's input while it is tuned.
+    """
+
+    rank: int = 0
+    alpha: int = 32
+    dropout: float = 0.1
+
+
+@dataclass
+class Tuning:
+    """Settings of fine-tuning, shared by the methods that do it.
+
+    Args:
+        learning_rate: of AdamW, constant.
+        epochs: passes over the facts.
+        batch_size: facts a step.
+        micro_batch: rows a forward pass at most, with gradients accumulated over the batch; ``null``
+            takes the batch at once. It is halved when the device's memory runs out.
+        weight_decay: of AdamW (PyTorch's default, as in the authors' code).
+        autocast: dtype of matrix products, ``bfloat16`` or ``null``; weights keep theirs.
+        lora: adapters to tune in place of the weights; none unless it has a rank.
+        seed: of the order of the rows, of dropout, and of what the method draws.
+    """
+
+    learning_rate: float
+    epochs: int = 1
+    batch_size: int = 2
+    micro_batch: int | None = None
+    weight_decay: float = 0.01
+    autocast: str | None = None
+    lora: Lora = field(default_factory=Lora)
+    seed: int = 0
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse counts below one, an autocast without use, and LoRA where no projection is found.
+
+        Raises:
+            LawError: with the setting and its mend.
+        """
+        for name in ("epochs", "batch_size", "micro_batch"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise LawError(f"The method's {name} is {value}; expected at least 1.")
+        if self.autocast not in (None, "bfloat16"):
+            raise LawError(
+                f"The method's autocast is {self.autocast!r}; expected bfloat16 or null (float16 loses small "
+                "gradients without a scaled loss)."
+            )
+        if self.lora.rank:
+            Decoder(model).attention_inputs()
+        elif model.dtype != torch.float32:
+            log.warning(
+                "%s is tuned in %s, which rounds small steps away; set model.dtype=float32, or method.lora.rank=8",
+                type(model).__name__,
+                model.dtype,
+            )
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of an objective.
+
+    ``loss`` gives one value a unit of its batch, (units), and ``units`` says how many a row has.
+    """
+
+    name: str
+    rows: Sequence[Row]
+    batch_size: int
+    loss: Callable[[Batch], Tensor]
+    weight: float = 1.0
+    units: Callable[[Row], int] = predicted
+
+
+def tune(
+    model: PreTrainedModel,
+    terms: Sequence[Term],
+    settings: Tuning,
+    report: Report,
+    parameters: Sequence[Tensor] | None = None,
+) -> None:
+    """Descend the terms' weighted sum, in place: ``parameters`` only, or adapters, or every weight.
+
+    An epoch goes over the first term's rows once; the others' are drawn along, as often as needed.
+    The model is in training mode meanwhile, dropout included, as in the authors' fine-tuning; the
+    draws of dropout hang on the seed (and, where memory runs out, on the halved forward pass).
+
+    Raises:
+        LawError: not even a single row fits in the device's memory.
+    """
+    torch.manual_seed(settings.seed)
+    first, *others = terms
+    rng = random.Random(settings.seed)
+    drawn = [_endless(term, random.Random(f"{term.name} {settings.seed}")) for term in others]
+    micro = settings.micro_batch or max(term.batch_size for term in terms)
+    starts = range(0, len(first.rows), first.batch_size)
+    with _trainable(model, settings.lora, parameters) as chosen:
+        optimizer = torch.optim.AdamW(chosen, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+        model.train()
+        for epoch in range(settings.epochs):
+            order = rng.sample(range(len(first.rows)), len(first.rows))
+            sums = [0.0] * len(terms)
+            name = f"epoch {epoch + 1}/{settings.epochs}"
+            for start in tqdm(starts, desc=name, leave=False, disable=None):
+                draws = [order[start : start + first.batch_size], *map(next, drawn)]
+                losses = None
+                while losses is None:
+                    optimizer.zero_grad()
+                    try:
+                        losses = accumulate(model, terms, draws, micro, settings.autocast)
+                    except torch.OutOfMemoryError as error:
+                        if micro == 1:
+                            raise LawError(
+                                "The device's memory does not hold the gradient of a single row; expected room for "
+                                "the weights, their gradients, AdamW's two moments and one row's activations. Set "
+                                "method.lora.rank=8, method.autocast=bfloat16, or take a larger device."
+                            ) from error
+                        micro = (micro + 1) // 2
+                        log.warning("out of memory; at most %d rows a forward pass from here on", micro)
+                optimizer.step()
+                sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
+            means = {term.name: total / len(starts) for term, total in zip(terms, sums, strict=True)}
+            report({"epoch": epoch, **means})
+    model.zero_grad()  # gradients would hold as much memory as the weights
+    model.eval()
+
+
+def accumulate(
+    model: PreTrainedModel,
+    terms: Sequence[Term],
+    draws: Sequence[Sequence[int]],
+    micro: int,
+    autocast: str | None,
+) -> list[float]:
+    """Add the gradient of a step's objective, ``micro`` rows at a time; returns each term's mean loss.
+
+    ``draws`` holds, for each term, the indices of its rows in this step.
+    """
+    means: list[Tensor] = []
+    for term, draw in zip(terms, draws, strict=True):
+        count = sum(term.units(term.rows[i]) for i in draw)
+        mean = torch.zeros((), device=model.device)
+        for at in range(0, len(draw), micro):
+            batch = pad([term.rows[i] for i in draw[at : at + micro]], draw[at : at + micro], model.device)
+            with _autocast(model, autocast):
+                share = term.loss(batch).float().sum() / count
+            (term.weight * share).backward()
+            mean += share.detach()
+        means.append(mean)
+    return torch.stack(means).tolist()  # read once a step, since reading waits for the device
+
+
+def _autocast(model: PreTrainedModel, dtype: str | None) -> AbstractContextManager[Any]:
+    """Matrix products in ``dtype``, each weight converted where it is used.
+
+    Autocast would otherwise keep a weight as it was converted first: RMU's original one, without gradient.
+    """
+    if dtype is None:
+        return nullcontext()
+    return torch.autocast(model.device.type, getattr(torch, dtype), cache_enabled=False)
+
+
+def _endless(term: Term, rng: random.Random) -> Iterator[list[int]]:
+    """Batches of a term's rows, pass after pass, each in its own order."""
+    while True:
+        order = rng.sample(range(len(term.rows)), len(term.rows))
+        for start in range(0, len(order), term.batch_size):
+            yield order[start : start + term.batch_size]
+
+
+@contextmanager
+def _trainable(
+    model: PreTrainedModel, lora: Lora, parameters: Sequence[Tensor] | None
+) -> Iterator[list[Tensor]]:
+    """What is tuned inside; afterwards adapters are merged and every weight is trainable as before."""
+    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if lora.rank:
+        from peft import LoraConfig, get_peft_model  # it takes seconds to import
+
+        names = Decoder(model).attention_inputs()
+        config = LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=names,
+            fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
+        )
+        adapted = get_peft_model(model, config)
+        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
+        adapted.merge_and_unload()
+    else:
+        chosen = list(parameters or before)
+        model.requires_grad_(False)
+        for parameter in chosen:
+            parameter.requires_grad_(True)
+        yield chosen
+    for parameter in before:
+        parameter.requires_grad_(True)
+
+
+@contextmanager
+def adapters_off(model: PreTrainedModel) -> Iterator[None]:
+    """The model as it was before its adapters, without dropout, while they are being tuned."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    model.eval()
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+        model.train()

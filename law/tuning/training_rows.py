@@ -1,0 +1,86 @@
+"""Texts as rows of tokens with labels, and the losses that the baselines take of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from law.decoders.prompts import pad_right
+from law.facts.fact import Fact
+
+IGNORED = -100  # the label of a token that no loss predicts, as in Hugging Face's models
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text as token ids, and as labels: the id where the loss predicts the token, else ``IGNORED``."""
+
+    ids: list[int]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right: token ids, mask and labels, all (b, t), and which rows they are."""
+
+    ids: Tensor
+    mask: Tensor
+    labels: Tensor
+    index: list[int]
+
+
+def predicted(row: Row) -> int:
+    """Tokens that the loss predicts: the labelled ones behind the first."""
+    return sum(label != IGNORED for label in row.labels[1:])
+
+
+def tokens(row: Row) -> int:
+    """All tokens of the row."""
+    return len(row.ids)
+
+
+def fact_rows(
+    tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], object_only: bool = False
+) -> list[Row]:
+    """Prompt, a space and object of each fact; with ``object_only`` the object's tokens alone are labelled."""
+    encoded = tokenizer(
+        [f"{fact.prompt} {fact.object.strip()}" for fact in facts], return_offsets_mapping=object_only
+    )
+    rows = [Row(ids, ids) for ids in encoded["input_ids"]]
+    if not object_only:
+        return rows
+    return [
+        Row(
+            row.ids,
+            [token if end > begin else IGNORED for token, (_, end) in zip(row.ids, offsets, strict=True)],
+        )
+        for row, offsets, begin in zip(
+            rows, encoded["offset_mapping"], (len(fact.prompt) + 1 for fact in facts), strict=True
+        )
+    ]
+
+
+def pad(rows: Sequence[Row], index: Sequence[int], device: torch.device) -> Batch:
+    """A batch of rows; what it is padded with is masked and unlabelled, and so has no effect."""
+    ids, mask = pad_right([row.ids for row in rows], 0, device)
+    labels, _ = pad_right([row.labels for row in rows], IGNORED, device)
+    return Batch(ids, mask, labels, list(index))
+
+
+def token_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    """Next-token logits, (b, t, vocabulary)."""
+    return model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """−log p(x_t | x_<t) of each predicted token, (units), from logits (b, t, vocabulary), labels (b, t)."""
+    wanted = labels[:, 1:].flatten()
+    nll = F.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), wanted, ignore_index=IGNORED, reduction="none"
+    )
+    return nll[wanted != IGNORED]
