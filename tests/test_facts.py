@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from records import MAYA, record
 
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
 from law.facts.counterfact import CounterFact
 from law.facts.fact import Question, facts_hash
 
@@ -30,6 +30,11 @@ def test_a_fact_needs_words(name: str, value: str) -> None:
 def test_a_template_has_one_place(template: str, places: int) -> None:
     with pytest.raises(LawError, match=f"has {places} places for the subject; expected exactly one"):
         replace(MAYA, template=template)
+
+
+def test_a_long_text_is_quoted_without_its_middle() -> None:
+    assert shortened("a" * 60) == "a" * 60
+    assert shortened("a" * 30 + "b" * 31) == "a" * 28 + " ... " + "b" * 27
 
 
 def test_facts_hash_is_the_same_on_every_machine() -> None:
