@@ -7,11 +7,13 @@ from pathlib import Path
 
 from rich.console import Console
 
+from law.base.console import accept_any_text
 from law.base.errors import LawError
 from law.reporting.pictures import PICTURES, Picture, plot_facts_left, plot_setting
 from law.reporting.sweep import load_sweep
 
 if __name__ == "__main__":
+    accept_any_text()
     parser = argparse.ArgumentParser(description="Write <what>.png into the folder of the runs.")
     names = ", ".join(("facts_left", *PICTURES))
     parser.add_argument("what", help=f"{names}, or a setting that was swept, such as method.learning_rate")

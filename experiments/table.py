@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
+from law.base.console import accept_any_text
 from law.base.errors import LawError
 from law.reporting.published_numbers import FORMAT
 from law.reporting.tables import write_tables
@@ -30,6 +31,7 @@ def show(console: Console, table: Table, metrics: range) -> None:
 
 
 if __name__ == "__main__":
+    accept_any_text()
     parser = argparse.ArgumentParser(
         description="Write table.md, table.csv, table.tex and tradeoff.png.",
         epilog=f"Published numbers: {FORMAT}",

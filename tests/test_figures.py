@@ -215,3 +215,16 @@ def test_the_papers_sweep_runs_on_the_lab() -> None:
             chosen = compose("config", overrides=overrides)
             assert chosen.evaluation.reasoning.tasks[0] == "lab_rank"
             build(chosen.method)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "keep"), [("zsre", 1000), ("counterfact", 1000), ("wiki_latest", 1000), ("lab", None)]
+)
+def test_the_papers_sweep_keeps_facts_of_every_data_set(dataset: str, keep: int | None) -> None:
+    """Without kept facts nothing tells what washing takes besides. The lab keeps all that it does not wash."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        overrides = ["experiment=paper", "model=lab", f"dataset={dataset}"]
+        assert compose("config", overrides=overrides).dataset.keep == keep
+        assert compose("config", overrides=[*overrides, "dataset.keep=0"]).dataset.keep == 0
+        alone = compose("config", overrides=[f"dataset={dataset}"]).dataset
+        assert alone.keep is None

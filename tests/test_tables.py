@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -541,6 +542,16 @@ def test_script_in_a_narrow_terminal(
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
     assert text.count("│ ft_l   │") == 2  # two halves, nothing cut short
     assert "seed 3 failed: LawError" in text and "…" not in text
+
+
+def test_script_on_a_console_that_lacks_the_arrows(folder: Path) -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "COLUMNS": "200"}
+    environment["PYTHONPATH"] = str(SCRIPT.parents[1])
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), str(folder)], env=environment, capture_output=True, check=True
+    )
+    out = done.stdout.decode("cp1252")
+    assert "20.0 ± 10.0" in out and "lambda is NaN" in out
 
 
 def test_script_fails_without_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,14 @@ from collections.abc import Callable
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
+from law.base.console import accept_any_text
 from law.base.errors import LawError
 from law.runs.configuration import explain
 
 
 def run_command(main: Callable[[], object]) -> None:
     """Call a Hydra entry point; a mendable error is told without a traceback."""
+    accept_any_text()
     # Hydra would print an abridged traceback and hide the cause; with this it lets the error through
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
     try:
