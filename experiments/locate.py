@@ -20,14 +20,14 @@ from law.decoders.structure import Decoder
 from law.editing.causal_tracing import interchange
 from law.reporting.pictures import plot_reach
 from law.runs.command_line import run_command
-from law.runs.configuration import LocateConfig, build, refuse_unknown
+from law.runs.configuration import LocateConfig, build, check_config
 from law.runs.locating import Proposal, known_facts, propose
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="locate")
 def main(config: DictConfig) -> Proposal:
     """Print and plot, for every layer, the share of answers that an exchanged subject moves; propose R and λ."""
-    refuse_unknown(config, LocateConfig)
+    check_config(config, LocateConfig)
     settings = build(config.locate)
     facts = build(config.dataset).load().wash
     model, tokenizer = load_model(build(config.model))

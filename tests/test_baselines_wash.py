@@ -149,7 +149,7 @@ def test_rmus_unwashed_model_is_without_dropout(
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("gradient_ascent", {"epochs": 0}, "epochs is 0; expected at least 1"),
+        ("gradient_ascent", {"epochs": 0}, "GradientAscent.epochs is 0; expected an integer of at least 1"),
         ("seul", {"batch_size": 0}, "batch_size is 0"),
         ("woh", {"micro_batch": 0}, "micro_batch is 0"),
         ("finetune", {"autocast": "float16"}, "expected bfloat16 or null"),

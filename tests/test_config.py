@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigNode, ConfigStore
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from law.base.checks import Accepted, ranges
 from law.base.errors import LawError
+from law.editing.target_values import TargetSettings
 from law.lab.make import LabSettings
+from law.methods.law import SearchWindow
 from law.runs.configuration import build, explain, identity_config, train_settings
 
 CONF = Path(__file__).parents[1] / "conf"
+TUNED = ("FineTuning", "GradientAscent", "SeUL", "WOH", "GradDiff", "NPO", "RMU")
+SOURCES = ("CounterFact", "ZsRE", "WikiLatest", "Custom")
 GROUPS = ("model", "dataset", "method", "evaluation", "tracker")
 OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
 EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
@@ -83,6 +93,111 @@ def test_a_key_beside_the_known_ones_is_refused() -> None:
         identity_config(compose("config", overrides=["+sed=1"]))
     with pytest.raises(LawError, match="Unknown key 'foo'"):
         train_settings(compose("train_lab", overrides=["+foo=1"]))
+
+
+def test_every_number_states_what_it_accepts_and_refuses_the_rest() -> None:
+    found = dict(numbers(settings_classes()))
+    assert {
+        "TargetSettings.steps",
+        "Lora.dropout",
+        "LAW.learning_rate",
+        "FluencySettings.tokens",
+    } <= found.keys()
+    for name, accepted in found.items():
+        assert accepted is not None, f"{name} states no range"
+        assert not accepted.test(-1) and not accepted.test(math.nan) and not accepted.test(math.inf), name
+        assert accepted.test(0) == (name in ZERO_IS_MEANT), f"{name}: {accepted.words}"
+
+
+ZERO_IS_MEANT = {
+    "Lora.rank",  # no adapters
+    "Lora.dropout",
+    *("Retain.weight", "RMU.steering", "WOH.alpha", "LAW.iterations"),  # the method without that part
+    *("TargetSettings.kl_factor", "TargetSettings.weight_decay"),
+    "TargetSettings.stop_below",  # no fact stops early
+    "MomentSettings.save_every",  # after every chunk
+    "FluencySettings.prompts",  # nothing is generated
+    "LabWorld.multi_fact_subjects",
+    *("TrainingSettings.weight_decay", "TrainingSettings.warmup"),
+    "MEMIT.context_seed",
+    *(f"{method}.weight_decay" for method in TUNED),
+    *(f"{source}.keep" for source in SOURCES),
+    *(f"{seeded}.seed" for seeded in (*TUNED, *SOURCES)),
+    *(f"{seeded}.seed" for seeded in ("RunConfig", "LocateConfig", "TrainConfig", "FluencySettings")),
+    *("TrainingSettings.seed", "LabWorld.seed"),
+}
+
+
+def settings_classes() -> set[type]:
+    """The classes of all schemas, and of the settings within them."""
+    found: set[type] = set()
+    waiting = [OmegaConf.get_type(OmegaConf.create(node.node)) for node in config_nodes()]
+    while waiting:
+        cls = waiting.pop()
+        if is_dataclass(cls) and cls not in found:
+            if "_target_" in cls.__annotations__:  # a schema: the class it builds states the ranges
+                cls = cls.__bases__[0]
+            found.add(cls)
+            waiting += get_type_hints(cls).values()
+    return found
+
+
+def config_nodes() -> Iterator[ConfigNode]:
+    waiting: list[Any] = [ConfigStore.instance().repo]
+    while waiting:
+        for name, node in waiting.pop().items():
+            if isinstance(node, dict):
+                waiting.append(node)
+            elif name.endswith("_schema.yaml"):
+                yield node
+
+
+def numbers(classes: set[type]) -> Iterator[tuple[str, Accepted | None]]:
+    """Each numeric field, with what it accepts."""
+    for cls in classes:
+        for name, hint in get_type_hints(cls).items():
+            if hint in (int, float) or (get_origin(hint) is not list and {int, float} & {*get_args(hint)}):
+                yield f"{cls.__name__}.{name}", ranges(cls).get(name)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed=-1", "seed is -1; expected an integer from 0 to 4294967295"),
+        ("seed=20251125093000", "seed is 20251125093000; expected an integer from 0"),
+        (
+            "method.initial.targets.steps=0",
+            "method.initial.targets.steps is 0; expected an integer of at least 1",
+        ),
+        ("method.initial.lam=0", "method.initial.lam is 0.0; expected a finite number above 0"),
+        ("method.initial.lam=nan", "method.initial.lam is nan"),
+        ("method.learning_rate=-1e-5", "method.learning_rate is -1e-05"),
+        ("method.learning_rate=inf", "method.learning_rate is inf"),
+        ("method.initial.layers=[]", "method.initial.layers is []; expected a list of layers"),
+        ("method.initial.layers=[4,3]", "expected a list of layers in rising order"),
+        ("method.window.decay=1", "method.window.decay is 1.0; expected a number above 0 and below 1"),
+        ("dataset.wash=0", "dataset.wash is 0; expected an integer of at least 1"),
+        ("dataset.keep=-1", "dataset.keep is -1; expected an integer of at least 0"),
+        ("evaluation.batch_size=0", "evaluation.batch_size is 0"),
+        ("evaluation.reasoning.limit=0", "evaluation.reasoning.limit is 0"),
+        ("method.initial.moments.documents=0", "method.initial.moments.documents is 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_its_name(override: str, message: str) -> None:
+    with pytest.raises(LawError) as error:
+        identity_config(compose("config", overrides=[override]))
+    assert str(error.value).startswith(message) or message in str(error.value)
+
+
+def test_python_users_are_told_of_a_number_out_of_range_too() -> None:
+    with pytest.raises(LawError, match=r"TargetSettings.steps is 0; expected an integer of at least 1"):
+        TargetSettings(steps=0)
+    with pytest.raises(LawError, match=r"TargetSettings.steps is 2.5; expected an integer"):
+        TargetSettings(steps=2.5)  # type: ignore[arg-type]
+    with pytest.raises(LawError, match=r"TargetSettings.clamp is 'much'; expected a finite number above 0"):
+        TargetSettings(clamp="much")  # type: ignore[arg-type]
+    with pytest.raises(LawError, match=r"low = 0.8 and high = 0.75; expected low below high"):
+        SearchWindow(low=0.8)
 
 
 def test_what_a_preset_would_say_is_asked_for_with_where_to_get_it() -> None:

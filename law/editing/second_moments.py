@@ -19,6 +19,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from law.base.cache import SECONDS, Cache, load_tensors, model_hash, save_tensors, seconds_of, tokenizer_hash
+from law.base.checks import Count, NonNegative
 from law.base.errors import LawError
 from law.base.processes import add_up, rank, world
 from law.decoders.batching import Batches
@@ -45,8 +46,8 @@ class MomentSettings(TextSettings):
 
     NAME = "moments"
 
-    batch_size: int | None = None
-    save_every: float = 600.0
+    batch_size: Count | None = None
+    save_every: NonNegative = 600.0
 
 
 def second_moments(

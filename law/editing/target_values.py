@@ -29,6 +29,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from law.base.cache import Cache, model_hash, tokenizer_hash
+from law.base.checks import Checked, Count, NonNegative, Positive
 from law.base.errors import LawError
 from law.base.processes import add_up, mine
 from law.decoders.batching import Batches
@@ -42,7 +43,7 @@ KL_TEMPLATE = "{} is a"
 
 
 @dataclass
-class TargetSettings:
+class TargetSettings(Checked):
     """How z* is optimised.
 
     Args:
@@ -56,14 +57,14 @@ class TargetSettings:
         shard: facts a file of the cache, and so at most what a killed run computes again.
     """
 
-    steps: int = 20
-    learning_rate: float = 0.5
-    kl_factor: float = 0.0625
-    weight_decay: float = 0.5
-    clamp: float = 0.75
-    stop_below: float = 0.05
-    batch_size: int | None = None
-    shard: int = 1024
+    steps: Count = 20
+    learning_rate: Positive = 0.5
+    kl_factor: NonNegative = 0.0625
+    weight_decay: NonNegative = 0.5
+    clamp: Positive = 0.75
+    stop_below: NonNegative = 0.05
+    batch_size: Count | None = None
+    shard: Count = 1024
 
 
 @dataclass(frozen=True)

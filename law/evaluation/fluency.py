@@ -23,6 +23,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.checks import Checked, Count, Natural, Seed
 from law.base.errors import LawError
 from law.decoders.prompts import check_length, equal_length_batches, token_ids
 from law.evaluation.estimates import Estimate, mean, ratio
@@ -36,7 +37,7 @@ REPEATED = 4
 
 
 @dataclass
-class FluencySettings:
+class FluencySettings(Checked):
     """What is generated, and which text is read.
 
     Args:
@@ -49,12 +50,12 @@ class FluencySettings:
         batch_size: rows a forward pass.
     """
 
-    prompts: int = 100
-    tokens: int = 100
-    seed: int = 0
+    prompts: Natural = 100
+    tokens: Count = 100
+    seed: Seed = 0
     text: str | None = None
-    documents: int = 1000
-    batch_size: int = 8
+    documents: Count = 1000
+    batch_size: Count = 8
 
     def check(self) -> None:
         """Refuse a text that does not exist, before anything is computed.

@@ -16,6 +16,7 @@ from datasets.exceptions import DatasetsError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.cache import file_hash, fingerprint
+from law.base.checks import Checked, Count
 from law.base.errors import LawError
 from law.base.hub_access import hub_reachable
 from law.base.processes import gathered, rank
@@ -37,7 +38,7 @@ class RowSource(Enum):
 
 
 @dataclass
-class ReasoningSettings:
+class ReasoningSettings(Checked):
     """Which harness tasks score reasoning, and how.
 
     Args:
@@ -52,8 +53,8 @@ class ReasoningSettings:
     tasks: list[str] = field(default_factory=list)
     source: RowSource = RowSource.auto
     data: str | None = None
-    limit: int | None = None
-    batch_size: int | None = None
+    limit: Count | None = None
+    batch_size: Count | None = None
 
 
 def load_tasks(settings: ReasoningSettings) -> dict[str, Any]:

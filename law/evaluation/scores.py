@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.cache import Cache, file_hash, model_hash, tokenizer_hash
+from law.base.checks import Checked, Count
 from law.decoders.greedy_decoding import greedy_answers
 from law.evaluation.estimates import Estimate, entries
 from law.evaluation.fluency import FluencySettings, generation_prompts, perplexity, sample_texts, text_scores
@@ -20,7 +21,7 @@ from law.facts.fact import Fact
 
 
 @dataclass
-class EvaluationSettings:
+class EvaluationSettings(Checked):
     """What is scored before and after washing.
 
     Args:
@@ -30,7 +31,7 @@ class EvaluationSettings:
         cache: where the unwashed model's scores are kept for other runs; ``null`` keeps none.
     """
 
-    batch_size: int = 128
+    batch_size: Count = 128
     reasoning: ReasoningSettings = field(default_factory=ReasoningSettings)
     fluency: FluencySettings = field(default_factory=FluencySettings)
     cache: str | None = None

@@ -10,13 +10,14 @@ from typing import Any, ClassVar
 from datasets import DatasetBuilder, IterableDataset, load_dataset_builder
 
 from law.base.cache import file_hash
+from law.base.checks import Checked, Count
 from law.base.errors import LawError
 from law.base.hub_access import hub_reachable
 from law.facts.record_files import json_lines, text_lines
 
 
 @dataclass
-class TextSettings:
+class TextSettings(Checked):
     """General text: local files, or a data set. A subclass says what its settings are called in a method.
 
     Args:
@@ -32,7 +33,7 @@ class TextSettings:
     NAME: ClassVar[str]
 
     text: str | None = None
-    documents: int = 100_000
+    documents: Count = 100_000
     dataset: str | None = None
     config: str | None = None
     split: str = "train"

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from law.base.checks import Checked, Count, Natural, Seed
 from law.base.errors import LawError
 from law.facts.fact import Fact, FactSplit
 
 
 @dataclass
-class FactSource(ABC):
+class FactSource(Checked, ABC):
     """A file of facts, and which of them to wash and to keep.
 
     Args:
@@ -26,9 +27,9 @@ class FactSource(ABC):
     """
 
     path: str | None
-    wash: int | None = None
-    keep: int | None = None
-    seed: int = 0
+    wash: Count | None = None
+    keep: Natural | None = None
+    seed: Seed = 0
     relations: list[str] | None = None
 
     @abstractmethod

@@ -8,12 +8,13 @@ import random
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Annotated, Any, TextIO
 
 import torch
 from transformers import AutoTokenizer
 
 from law.base.cache import content_hash, write_json
+from law.base.checks import Checked, Count, Seed, whole
 from law.decoders.greedy_decoding import greedy_answers, recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.evaluation.reasoning import ReasoningSettings, load_tasks, score_reasoning
@@ -27,9 +28,13 @@ TOKENIZER_DOCUMENTS = 20_000
 HELDOUT_DOCUMENTS = 600
 SAMPLE_DOCUMENTS = 100
 
+VocabularySize = Annotated[
+    int, whole(257, "an integer of at least 257: a token for each byte, and end-of-text")
+]
+
 
 @dataclass
-class LabSettings:
+class LabSettings(Checked):
     """What is trained, and where it goes.
 
     Args:
@@ -42,11 +47,11 @@ class LabSettings:
     """
 
     output: str
-    seed: int
-    vocab_size: int
+    seed: Seed
+    vocab_size: VocabularySize
     architecture: dict[str, Any]
     training: TrainingSettings
-    general_documents: int
+    general_documents: Count
 
 
 def make_lab(world: World, settings: LabSettings) -> dict[str, float]:

@@ -22,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from law.base.checks import Checked, Count, Natural, NonNegative, Positive, RowTokens, Seed
 from law.base.errors import LawError
 from law.decoders.loading import find_device
 
@@ -44,7 +45,7 @@ class World(Protocol):
 
 
 @dataclass
-class TrainingSettings:
+class TrainingSettings(Checked):
     """The optimisation of a lab model.
 
     ``steps`` updates of ``rows`` rows of ``row_length`` tokens; AdamW at ``learning_rate``, warmed
@@ -52,16 +53,16 @@ class TrainingSettings:
     matrix products (weights stay float32).
     """
 
-    steps: int
-    rows: int
-    row_length: int
-    learning_rate: float
-    weight_decay: float
-    warmup: int
-    seed: int
+    steps: Count
+    rows: Count
+    row_length: RowTokens
+    learning_rate: Positive
+    weight_decay: NonNegative
+    warmup: Natural
+    seed: Seed
     device: str
     autocast: str
-    save_every: int
+    save_every: Count
 
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -19,6 +19,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from law.base.checks import Checked, Count, Natural, Seed
 from law.lab import reasoning
 
 
@@ -132,7 +133,7 @@ def make_name(rng: random.Random) -> str:
 
 
 @dataclass
-class LabWorld:
+class LabWorld(Checked):
     """People, facts, prose and reasoning, all drawn from ``seed``.
 
     Args:
@@ -141,11 +142,12 @@ class LabWorld:
         seed: of the names and of who has which object.
     """
 
-    single_fact_subjects: int = 600
-    multi_fact_subjects: int = 40
-    seed: int = 0
+    single_fact_subjects: Count = 600
+    multi_fact_subjects: Natural = 40
+    seed: Seed = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         rng = random.Random(self.seed)
         names: dict[str, None] = {}
         taken: set[str] = set()

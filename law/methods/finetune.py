@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.checks import Count
 from law.base.report import Report
 from law.editing.target_values import end_of_text_target
 from law.facts.fact import Fact
@@ -28,7 +29,7 @@ class FineTuning(Tuning):
     Published: 1e-5, eight epochs, batches of two on GPT-2 XL; 1e-4 with LoRA on GPT-J.
     """
 
-    epochs: int = 8
+    epochs: Count = 8
 
     def wash(
         self,

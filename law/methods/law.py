@@ -26,12 +26,14 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.checks import Accepted, Checked, Count, Natural, Positive
 from law.base.errors import LawError
 from law.base.report import Report
 from law.decoders.greedy_decoding import recalled_facts
@@ -41,6 +43,12 @@ from law.facts.fact import Fact
 from law.methods.memit import MEMIT, Problem, edit_layers, prepare
 
 log = logging.getLogger(__name__)
+
+BetaRatio = Annotated[
+    float,
+    Accepted("at least 1, so that the ascent starts within its constraint", lambda x: 1 <= x < math.inf),
+]
+Decay = Annotated[float, Accepted("a number above 0 and below 1", lambda x: 0 < x < 1)]
 
 BLOCKS = 8
 """C is multiplied by in so many rows of blocks: 9 of 16 of its products are left."""
@@ -70,7 +78,7 @@ class Start(Enum):
 
 
 @dataclass
-class SearchWindow:
+class SearchWindow(Checked):
     """The window that λ is searched for: ``low · ‖W‖ ≤ ‖Δ‖ ≤ high · ‖W‖``.
 
     Args:
@@ -80,22 +88,30 @@ class SearchWindow:
         attempts: solutions tried before the search gives up (the authors' can run for ever).
     """
 
-    low: float = 1 / 3
-    high: float = 3 / 4
-    step: float = 100_000.0
-    decay: float = 0.75
-    attempts: int = 200
+    low: Positive = 1 / 3
+    high: Positive = 3 / 4
+    step: Positive = 100_000.0
+    decay: Decay = 0.75
+    attempts: Count = 200
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.low >= self.high:
+            raise LawError(
+                f"The search window of LAW has low = {self.low:g} and high = {self.high:g}; expected low below "
+                "high. Set method.window.low and method.window.high."
+            )
 
 
 @dataclass
-class LAW:
+class LAW(Checked):
     """MEMIT's update, then constrained ascent, layer by layer.
 
     Args:
         initial: MEMIT's settings: layers, λ, moments, targets, contexts.
         learning_rate: of Adam's ascent (1e-7 on GPT-2 XL).
         boundary_learning_rate: takes its place from the first iterate beyond the constraint on.
-        iterations: steps of the ascent.
+        iterations: steps of the ascent; 0 keeps the start.
         beta_ratio: ρ, the constraint as a multiple of what the initial update takes.
         search: look for λ, from MEMIT's on; without, MEMIT's λ is kept.
         window: what the search looks for.
@@ -107,10 +123,10 @@ class LAW:
     """
 
     initial: MEMIT
-    learning_rate: float
-    boundary_learning_rate: float | None = None
-    iterations: int = 1000
-    beta_ratio: float = 1.1
+    learning_rate: Positive
+    boundary_learning_rate: Positive | None = None
+    iterations: Natural = 1000
+    beta_ratio: BetaRatio = 1.1
     search: bool = False
     window: SearchWindow = field(default_factory=SearchWindow)
     eliminate: bool = True
@@ -119,12 +135,7 @@ class LAW:
     single_precision: bool = False
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what MEMIT, the start, would refuse, and a constraint that the start breaks."""
-        if self.beta_ratio < 1:
-            raise LawError(
-                f"LAW's beta_ratio is {self.beta_ratio}; expected at least 1, so that the ascent starts within "
-                "its constraint (the paper has 1.1)."
-            )
+        """Refuse what MEMIT, the start, would refuse."""
         self.initial.check(model)
 
     def wash(

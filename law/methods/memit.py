@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.cache import Cache
+from law.base.checks import Checked, Count, Layers, Positive, Seed
 from law.base.report import Report
 from law.decoders.structure import Decoder
 from law.editing.contexts import generate_contexts
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
-class MEMIT:
+class MEMIT(Checked):
     """Edit every layer once, towards z*.
 
     Args:
@@ -52,13 +53,13 @@ class MEMIT:
             keeps none.
     """
 
-    layers: list[int]
-    lam: float
+    layers: Layers
+    lam: Positive
     moments: MomentSettings
     targets: TargetSettings = field(default_factory=TargetSettings)
     contexts: list[str] | None = None
-    context_seed: int = 0
-    batch_size: int = 64
+    context_seed: Seed = 0
+    batch_size: Count = 64
     cache: str | None = None
 
     def check(self, model: PreTrainedModel) -> None:

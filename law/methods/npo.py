@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.base.errors import LawError
+from law.base.checks import Positive
 from law.base.report import Report
 from law.facts.fact import Fact
 from law.tuning.loop import Term, Tuning, tune
@@ -42,14 +42,12 @@ class NPO(Tuning):
         retain: the general text and its weight w.
     """
 
-    beta: float = 0.1
+    beta: Positive = 0.1
     retain: Retain
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what fine-tuning refuses, a β that is not positive, and a missing retain text."""
+        """Refuse what fine-tuning refuses, and a missing retain text."""
         super().check(model)
-        if self.beta <= 0:
-            raise LawError(f"NPO's beta is {self.beta}; expected a positive number (the paper has 0.1).")
         self.retain.check()
 
     def wash(

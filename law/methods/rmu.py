@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.checks import Layers, NonNegative
 from law.base.errors import LawError
 from law.base.report import Report
 from law.decoders.structure import Decoder
@@ -44,18 +45,21 @@ class RMU(Tuning):
         retain: the general text and its weight α.
     """
 
-    layers: list[int]
-    steering: float
+    layers: Layers
+    steering: NonNegative
     retain: Retain
 
-    def check(self, model: PreTrainedModel) -> None:
-        """Refuse what fine-tuning refuses, layers that the model lacks, LoRA, and a missing retain text."""
-        super().check(model)
-        Decoder(model).check_layers(self.layers)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.lora.rank:
             raise LawError(
                 f"method.lora.rank is {self.lora.rank}; expected 0, since RMU tunes down-projections and no adapters."
             )
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse what fine-tuning refuses, layers that the model lacks, and a missing retain text."""
+        super().check(model)
+        Decoder(model).check_layers(self.layers)
         self.retain.check()
 
     def wash(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.checks import Count
 from law.base.report import Report
 from law.facts.fact import Fact
 from law.methods.gradient_ascent import loss
@@ -29,8 +30,8 @@ class SeUL(Tuning):
     Published: 1e-6, three epochs, batches of eight, without LoRA on GPT-2 XL and on GPT-J.
     """
 
-    epochs: int = 3
-    batch_size: int = 8
+    epochs: Count = 3
+    batch_size: Count = 8
 
     def wash(
         self,

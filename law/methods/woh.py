@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.checks import Count, NonNegative, Positive
 from law.base.report import Report
 from law.facts.fact import Fact
 from law.tuning.loop import Term, Tuning, adapters_off, tune
@@ -39,9 +40,9 @@ class WOH(Tuning):
         reinforce_epochs: passes of that fine-tuning; all else is as in the regression.
     """
 
-    alpha: float = 0.5
-    reinforce_learning_rate: float = 1e-6
-    reinforce_epochs: int = 1
+    alpha: NonNegative = 0.5
+    reinforce_learning_rate: Positive = 1e-6
+    reinforce_epochs: Count = 1
 
     def wash(
         self,

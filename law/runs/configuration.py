@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import law
 from law.base.cache import content_hash, fingerprint
+from law.base.checks import Seed, ranges, refuse_out_of_range
 from law.base.errors import LawError
 from law.decoders.loading import ModelSettings
 from law.decoders.saving import Save
@@ -64,7 +65,7 @@ class RunConfig:
     """
 
     name: str
-    seed: int
+    seed: Seed
     save: Save
     rerun: bool
     model: Any
@@ -78,7 +79,7 @@ class RunConfig:
 class LocateConfig:
     """The top level of ``experiments/locate.py``."""
 
-    seed: int
+    seed: Seed
     output: str
     locate: LocateSettings
     model: Any
@@ -94,21 +95,35 @@ class TrainConfig(LabSettings):
     dataset: Any = None
 
 
-def refuse_unknown(config: DictConfig, schema: type) -> None:
-    """Refuse a key that ``+key=value`` has put beside those of the top level's ``schema``.
+def check_config(config: DictConfig, schema: type) -> None:
+    """Refuse what the types of a composed configuration let pass, before anything is loaded.
 
     Raises:
-        LawError: names the nearest key.
+        LawError: ``+key=value`` has put a key beside those of the top level's ``schema``, or a value lies outside
+            of what its setting accepts.
     """
     valid = [f.name for f in fields(schema)]
     for key in map(str, config):
         if key not in (*valid, "hydra"):
             raise LawError(_unknown_key(key, valid, config))
+    _check_ranges(config, "")
+
+
+def _check_ranges(config: DictConfig, prefix: str) -> None:
+    """Check each value against the settings that it is a field of; ``prefix`` is the place of ``config``."""
+    settings = OmegaConf.get_type(config)
+    if settings is not None and is_dataclass(settings):
+        stated = [name for name in ranges(settings) if not OmegaConf.is_missing(config, name)]
+        refuse_out_of_range(settings, {name: config[name] for name in stated}, prefix)
+    for key in map(str, config):
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and key != "hydra" and not (node._is_none() or node._is_missing()):
+            _check_ranges(node, f"{prefix}{key}.")
 
 
 def train_settings(config: DictConfig) -> LabSettings:
     """The lab's settings, less the world and the data set it is made of."""
-    refuse_unknown(config, TrainConfig)
+    check_config(config, TrainConfig)
     plain = OmegaConf.masked_copy(config, [f.name for f in fields(LabSettings)])
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LabSettings), plain))  # type: ignore[return-value]
 
@@ -154,7 +169,7 @@ def build(config: DictConfig) -> Any:
 
 def identity_config(config: DictConfig) -> dict[str, Any]:
     """The resolved configuration less what changes no number."""
-    refuse_unknown(config, RunConfig)
+    check_config(config, RunConfig)
     plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     resolved = OmegaConf.to_container(plain, resolve=True, enum_to_str=True)
     assert isinstance(resolved, dict)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.checks import Checked, Count, Share
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import recalled_facts
 from law.editing.causal_tracing import Reach
@@ -31,7 +32,7 @@ LAMBDAS = tuple(float(f"{10 ** (i / 2):.2g}") for i in range(2, 13))
 
 
 @dataclass
-class LocateSettings:
+class LocateSettings(Checked):
     """How settings are proposed.
 
     Args:
@@ -46,10 +47,10 @@ class LocateSettings:
 
     moments: MomentSettings
     targets: TargetSettings = field(default_factory=TargetSettings)
-    width: int = 5
-    still_moves: float = 0.5
-    places: float = 0.8
-    batch_size: int = 64
+    width: Count = 5
+    still_moves: Share = 0.5
+    places: Share = 0.8
+    batch_size: Count = 64
     cache: str | None = None
 
 

@@ -16,7 +16,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from law.base.checks import Accepted, Checked, Count, Natural, NonNegative, Positive, Seed
 from law.base.errors import LawError
 from law.base.report import Report
 from law.decoders.structure import Decoder
@@ -31,9 +32,11 @@ from law.tuning.training_rows import Batch, Row, pad, predicted
 
 log = logging.getLogger(__name__)
 
+Dropout = Annotated[float, Accepted("a number of at least 0 and below 1", lambda x: 0 <= x < 1)]
+
 
 @dataclass
-class Lora:
+class Lora(Checked):
     """Low-rank adapters on the query and value projections, merged into the weights at the end.
 
     Args:
@@ -42,13 +45,13 @@ class Lora:
         dropout: of an adapter's input while it is tuned.
     """
 
-    rank: int = 0
-    alpha: int = 32
-    dropout: float = 0.1
+    rank: Natural = 0
+    alpha: Count = 32
+    dropout: Dropout = 0.1
 
 
 @dataclass
-class Tuning:
+class Tuning(Checked):
     """Settings of fine-tuning, shared by the methods that do it.
 
     Args:
@@ -63,30 +66,29 @@ class Tuning:
         seed: of the order of the rows, of dropout, and of what the method draws.
     """
 
-    learning_rate: float
-    epochs: int = 1
-    batch_size: int = 2
-    micro_batch: int | None = None
-    weight_decay: float = 0.01
+    learning_rate: Positive
+    epochs: Count = 1
+    batch_size: Count = 2
+    micro_batch: Count | None = None
+    weight_decay: NonNegative = 0.01
     autocast: str | None = None
     lora: Lora = field(default_factory=Lora)
-    seed: int = 0
+    seed: Seed = 0
 
-    def check(self, model: PreTrainedModel) -> None:
-        """Refuse counts below one, an autocast without use, and LoRA where no projection is found.
-
-        Raises:
-            LawError: with the setting and its mend.
-        """
-        for name in ("epochs", "batch_size", "micro_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise LawError(f"The method's {name} is {value}; expected at least 1.")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.autocast not in (None, "bfloat16"):
             raise LawError(
                 f"The method's autocast is {self.autocast!r}; expected bfloat16 or null (float16 loses small "
                 "gradients without a scaled loss)."
             )
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse LoRA where no projection is found; warn of weights in half precision.
+
+        Raises:
+            LawError: with the setting and its mend.
+        """
         if self.lora.rank:
             Decoder(model).attention_inputs()
         elif model.dtype != torch.float32:

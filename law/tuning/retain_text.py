@@ -11,6 +11,7 @@ from itertools import islice
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.checks import Count, NonNegative, RowTokens
 from law.base.errors import LawError
 from law.decoders.prompts import positions, token_ids
 from law.facts.fact import Fact
@@ -33,20 +34,10 @@ class Retain(TextSettings):
 
     NAME = "retain"
 
-    documents: int = 10_000
-    weight: float = 1.0
-    batch_size: int = 2
-    tokens: int = 256
-
-    def check(self) -> None:
-        """Refuse a text that can't be read, and a batch without documents.
-
-        Raises:
-            LawError: with the setting and its mend.
-        """
-        super().check()
-        if self.batch_size < 1:
-            raise LawError(f"method.retain.batch_size is {self.batch_size}; expected at least 1.")
+    documents: Count = 10_000
+    weight: NonNegative = 1.0
+    batch_size: Count = 2
+    tokens: RowTokens = 256
 
     def rows(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]
