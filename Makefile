@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS ?= outputs/paper
 
-.PHONY: help demo benchmark tables test test-slow check lab clean
+.PHONY: help demo benchmark tables test test-slow check docs lab clean
 
 help:  ## what there is to make
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	touch $(READY)
 
 demo: $(READY)  ## wash the carried model with three methods and print the table
@@ -25,7 +25,7 @@ tables: $(READY)  ## the tables of a sweep's finished runs, as far as it has com
 benchmark: $(READY)  ## measure every stage against the textbook in tests/reference
 	PYTHONPATH=tests $(BIN)/python experiments/benchmark.py
 
-test: check  ## lint, types, and the fast tests
+test: check docs  ## lint, types, the documentation, and the fast tests
 	$(BIN)/pytest
 
 test-slow: $(READY)  ## the tests that take minutes
@@ -36,6 +36,9 @@ check: $(READY)  ## lint, format, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)  ## build the documentation into outputs/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 lab: $(READY)  ## train the lab's model anew, into outputs/lab
 	$(BIN)/python experiments/train_lab.py

@@ -48,9 +48,19 @@ class World(Protocol):
 class TrainingSettings(Checked):
     """The optimisation of a lab model.
 
-    ``steps`` updates of ``rows`` rows of ``row_length`` tokens; AdamW at ``learning_rate``, warmed
-    up over ``warmup`` steps and decayed by a cosine to a tenth. ``autocast`` is the dtype of
-    matrix products (weights stay float32).
+    AdamW warms up, then its learning rate falls by a cosine to a tenth. Weights stay in float32.
+
+    Args:
+        steps: updates of the weights.
+        rows: rows of tokens in each update.
+        row_length: tokens in a row.
+        learning_rate: the highest learning rate.
+        weight_decay: the weight decay of AdamW.
+        warmup: steps over which the learning rate rises to its highest value.
+        seed: the seed of the text drawn at each step.
+        device: where the model is trained, ``cpu`` or ``cuda``.
+        autocast: the dtype of matrix products, such as ``bfloat16``.
+        save_every: steps after which the state is saved, so that a killed run goes on from there.
     """
 
     steps: Count

@@ -82,7 +82,8 @@ class SearchWindow(Checked):
     """The window that λ is searched for: ``low · ‖W‖ ≤ ‖Δ‖ ≤ high · ‖W‖``.
 
     Args:
-        low, high: the window; the authors' is 1/3 to 3/4.
+        low: the lower end of the window (1/3 in the authors' code).
+        high: its upper end (3/4 in the authors' code).
         step: added to λ while Δ is too large.
         decay: λ is multiplied by it while Δ is too small.
         attempts: solutions tried before the search gives up (the authors' can run for ever).

@@ -77,7 +77,13 @@ class RunConfig:
 
 @dataclass
 class LocateConfig:
-    """The top level of ``experiments/locate.py``."""
+    """The top level of ``experiments/locate.py``.
+
+    Args:
+        seed: of the facts drawn.
+        output: the folder that the picture and the proposed preset go to.
+        locate: how the layers and λ are proposed.
+    """
 
     seed: Seed
     output: str
