@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 import yaml
@@ -18,6 +19,7 @@ from docstrings import to_markdown
 from hydra.core.config_store import ConfigStore
 from hydra.utils import get_class
 
+from law.base.checks import ranges
 from law.runs.configuration import LocateConfig, RunConfig, TrainConfig
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -118,7 +120,7 @@ def _section(cls: type, level: int) -> str:
 
 def _table(owned: Iterable[Field[Any]], cls: type, set_there: Mapping[str, Any] | None = None) -> str:
     """The fields ``owned`` by ``cls``, with the defaults of a file where it has them."""
-    hints = typing.get_type_hints(cls)
+    hints, accepted = typing.get_type_hints(cls), ranges(cls)
     rows = ["| field | type | default | meaning |", "| --- | --- | --- | --- |"]
     for field in owned:
         meaning = _meaning(cls, field.name)
@@ -126,9 +128,11 @@ def _table(owned: Iterable[Field[Any]], cls: type, set_there: Mapping[str, Any] 
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, Enum):
                 meaning += f" One of {_members(kind)}."
+        if field.name in accepted:
+            meaning += f" Accepts {accepted[field.name].words}."
         given = (set_there or {}).get(field.name)
         default = _default(field) if given is None or isinstance(given, dict) else f"`{_yaml(given)}`"
-        rows.append(f"| `{field.name}` | {_type(field, kinds)} | {default} | {meaning} |")
+        rows.append(f"| `{field.name}` | {_type(hints[field.name])} | {default} | {meaning} |")
     return "\n".join(rows) + "\n"
 
 
@@ -136,10 +140,16 @@ def _members(kind: type[Enum]) -> str:
     return ", ".join(f"`{member.name}`" for member in kind)
 
 
-def _type(field: Field[Any], kinds: list[Any]) -> str:
-    name = str(field.type).replace("|", "&#124;").replace("None", "null")
-    nested = [kind for kind in kinds if is_dataclass(kind) and isinstance(kind, type)]
-    return f"[{nested[0].__name__}](#{nested[0].__name__})" if nested else f"<code>{name}</code>"
+def _type(hint: Any) -> str:
+    """The type of a field, with a link where it is a class with a section of its own."""
+    if hint is type(None):
+        return "`null`"
+    if typing.get_origin(hint) in (typing.Union, UnionType):
+        return " or ".join(map(_type, typing.get_args(hint)))
+    if is_dataclass(hint) and isinstance(hint, type):
+        return f"[{hint.__name__}](#{hint.__name__})"
+    plain = isinstance(hint, type) and not typing.get_args(hint)
+    return f"`{hint.__name__ if plain else hint}`".replace("typing.", "")
 
 
 def _default(field: Field[Any]) -> str:
@@ -173,7 +183,8 @@ def _arguments(cls: type) -> dict[str, str]:
     for entry in re.split(r"\n(?=\S)", section):
         name, _, text = entry.partition(":")
         told = to_markdown(" ".join(text.split()), lambda name: _full_name(cls, name))
-        found[name] = f"{told[:1].upper()}{told[1:]}"
+        # a symbol, such as λ or c, keeps its case
+        found[name] = told[:1].upper() + told[1:] if re.match("[a-z]{2}", told) else told
     return found
 
 
