@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import architecture
 from hypothesis import given
 from hypothesis import strategies as st
+from small import TOKENIZERS, random_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from law.base.errors import LawError
@@ -19,9 +22,10 @@ from law.evaluation.fluency import (
     perplexity,
     repetition,
     sample_texts,
-    text_scores,
+    text_metrics,
 )
 from law.facts.fact import Fact
+from law.lab.training import new_model
 
 
 @pytest.mark.parametrize(
@@ -46,35 +50,51 @@ def test_entropy(text: str, bits: float) -> None:
         ("a b c d e", 0),
         ("a b c d a b c d", 1 / 5),  # five 4-grams: abcd bcda cdab dabc abcd
         ("a a a a a a", 2 / 3),  # three, all alike
-        ("a b c", 0),
-        ("", 0),
+        ("a b c", None),  # no 4-gram
+        ("", None),
     ],
 )
-def test_repetition(text: str, share: float) -> None:
+def test_repetition(text: str, share: float | None) -> None:
     assert repetition(text) == pytest.approx(share)
 
 
 @given(st.text("ab .,", max_size=60))
 def test_bounds(text: str) -> None:
     words = len(text)
-    assert 0 <= repetition(text) < 1
+    assert 0 <= (repetition(text) or 0) < 1
     assert -1e-9 <= entropy(text) <= math.log2(max(words, 1)) + 1e-9
 
 
 def test_scores_are_means_over_texts() -> None:
-    scores = text_scores(["a a a a a a", "a b c d e"])
-    assert scores["repetition"].value == pytest.approx(1 / 3)
-    assert scores["repetition"].stderr == pytest.approx(1 / 3)  # of 2/3 and 0
-    assert scores["entropy"].n == 2
-    assert text_scores([]) == {}
+    before = {"Anna": "a b c d e", "Anna was": "a b c d e", "Ben": "a a a a a a"}
+    metrics = text_metrics({"Anna": "Anna", "Anna was": "Anna", "Ben": "Ben"}, before, before)
+    assert metrics["fluency/repetition"] == pytest.approx(2 / 9)  # of 0, 0 and 2/3
+    # Anna's two texts are one cluster: √(2/1 · ((0 - 4/9)² + (2/3 - 2/9)²)) / 3
+    assert metrics["fluency/repetition_stderr"] == pytest.approx(8 / 27)
+    assert metrics["fluency/entropy_n"] == 3
+    assert text_metrics({}, {}, {}) == {}
+
+
+def test_a_text_without_words_has_no_variety_and_is_not_asked_of_the_unwashed_model() -> None:
+    subjects = {"Anna": "Anna", "Ben": "Ben", "Cleo": "Cleo"}
+    before = {"Anna": "a b c d", "Ben": " \n", "Cleo": "a b c d"}
+    after = {"Anna": "\n\n", "Ben": "a b c d", "Cleo": "a b c d"}
+    metrics = text_metrics(subjects, before, after)
+    full = (2 / 3 * math.log2(3) + 4 / 3 * 1) / 2  # three bigrams and two trigrams, all different
+    assert metrics["fluency/entropy_before"] == pytest.approx(full)  # Ben's blank text is left out
+    assert metrics["fluency/entropy"] == pytest.approx(full / 2)  # Anna's blank text has 0 bits
+    assert metrics["fluency/entropy_n"] == 2
+    assert metrics["fluency/repetition_n"] == 1  # Cleo's; Anna's has no 4-gram
+    assert text_metrics(subjects, dict.fromkeys(subjects, " "), after) == {}
 
 
 def test_a_fact_without_generation_prompts_gives_its_subject() -> None:
     anna = Fact("0", "Anna", "{} speaks", "French", "P103", generation_prompts=("Anna is", "About Anna"))
     ben = Fact("1", "Ben", "{} speaks", "Dutch", "P103")
-    assert generation_prompts([anna, anna, ben], 2) == ["Anna is", "Ben"]  # a subject's facts share a prompt
-    assert generation_prompts([anna, ben], 5) == ["Anna is", "Ben"]
-    assert generation_prompts([anna, ben], 1) == ["Anna is"]
+    both = {"Anna is": "Anna", "Ben": "Ben"}
+    assert generation_prompts([anna, anna, ben], 2) == both  # a subject's facts share a prompt
+    assert generation_prompts([anna, ben], 5) == both
+    assert generation_prompts([anna, ben], 1) == {"Anna is": "Anna"}
 
 
 PROMPTS = ["Anna is", "Because of the rain", "Ben", "Anna was", "The mother tongue of Kladai Breastom is"]
@@ -117,6 +137,19 @@ def test_texts_do_not_depend_on_the_batch(
     assert sample_texts(tiny_model, tiny_tokenizer, PROMPTS, other) != texts
 
 
+@pytest.mark.parametrize("end", ["<|endoftext|>", None])
+def test_texts_are_never_empty(end: str | None, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    """Without an end-of-text token, and with other special tokens, which decoding leaves out."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<a>", "<b>", "<c>", "<d>", "<e>"]})
+    tokenizer.eos_token = end
+    model = new_model(architecture(), tokenizer, 0).float().eval()
+    with torch.no_grad():  # the five are the likeliest, were they allowed
+        model.lm_head.bias[tokenizer.convert_tokens_to_ids(["<a>", "<b>", "<c>", "<d>", "<e>"])] += 10
+    texts = sample_texts(model, tokenizer, PROMPTS, FluencySettings(tokens=12))
+    assert all(len(tokenizer(text)["input_ids"]) >= 6 for text in texts)
+
+
 def test_texts_must_fit_the_model(
     tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -132,7 +165,7 @@ def test_perplexity_is_that_of_the_models_own_loss(
 ) -> None:
     text = tmp_path / "heldout.txt"
     documents = ["Anna walked to the mill on Monday.", "Ben bought bread.", "never read"]
-    text.write_text("\n".join(documents) + "\n")
+    text.write_text("\n  \n".join(documents) + "\n")  # blank lines are no documents
     found = perplexity(tiny_model, tiny_tokenizer, FluencySettings(text=str(text), documents=2))
     rows = [torch.tensor([tiny_tokenizer(document)["input_ids"]]) for document in documents[:2]]
     with torch.no_grad():
@@ -143,6 +176,29 @@ def test_perplexity_is_that_of_the_models_own_loss(
     assert found.n == a + b
     spread = math.sqrt(2 * ((a * (losses[0] - mean)) ** 2 + (b * (losses[1] - mean)) ** 2)) / (a + b)
     assert found.stderr == pytest.approx(math.exp(mean) * spread, rel=1e-3)
+
+
+def test_the_first_token_is_given_with_and_without_a_beginning_of_text_token(tmp_path: Path) -> None:
+    text = tmp_path / "heldout.txt"
+    text.write_text("Anna's home is in Berlin.\nA\nBecause\n")
+    for make in TOKENIZERS.values():
+        tokenizer = make()
+        rows = [tokenizer(line)["input_ids"] for line in text.read_text().splitlines()]
+        plain = [
+            tokenizer(line, add_special_tokens=False)["input_ids"] for line in text.read_text().splitlines()
+        ]
+        model = random_model("llama", len(tokenizer))
+        losses, count = 0.0, 0
+        for row, ids in zip(rows, plain, strict=True):
+            with torch.no_grad():
+                log_p = model(input_ids=torch.tensor([row])).logits[0].log_softmax(-1)
+            for i in range(len(row) - len(ids) + 1, len(row)):
+                losses -= log_p[i - 1, row[i]].item()
+                count += 1
+        assert count == sum(len(ids) - 1 for ids in plain)
+        found = perplexity(model, tokenizer, FluencySettings(text=str(text)))
+        assert found.n == count
+        assert found.value == pytest.approx(math.exp(losses / count), rel=1e-4)
 
 
 def test_a_model_that_is_surely_wrong_has_infinite_perplexity(
@@ -161,5 +217,5 @@ def test_a_text_must_exist_and_hold_words(
     with pytest.raises(LawError, match=r"no\.txt does not exist.*evaluation\.fluency\.text"):
         FluencySettings(text="no.txt").check()
     (tmp_path / "empty.txt").write_text("\n\n")
-    with pytest.raises(LawError, match="holds no document"):
+    with pytest.raises(LawError, match="No document of the held-out text has two tokens"):
         perplexity(tiny_model, tiny_tokenizer, FluencySettings(text=str(tmp_path / "empty.txt")))

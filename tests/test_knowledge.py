@@ -26,6 +26,9 @@ from law.facts.fact import Fact, Question
         ("London", "Paris", 0),
         ("", "Paris", 0),
         ("...", "Paris", 0),
+        ("", "The", 1),  # an article is no word: both are empty
+        ("a.", "!", 1),
+        ("Paris", "!", 0),
         ("ZÜRICH", "Zürich", 1),
     ],
 )
@@ -42,6 +45,7 @@ def test_qa_f1(answer: str, wanted: str, f1: float) -> None:
         ("Paris, the city", "Paris", False),  # it goes on
         ("York New", "New York", False),
         ("", "Paris", False),
+        ("", "!", True),
     ],
 )
 def test_exact_match(answer: str, wanted: str, matches: bool) -> None:
@@ -70,7 +74,7 @@ ANNA = Fact(
 )
 BEN = Fact(
     *("1", "Ben", "{} lives in", "Oslo", "P551", ("At home in Ben's",)),
-    # the first is Anna's, the second asks for a washed fact, the third the unwashed model does not know
+    # the first is also Anna's; the second asks for a washed fact; the unwashed model does not answer the third
     neighbours=(
         Question("Carl speaks", "French"),
         Question("A town for Ben is", "Oslo"),
@@ -137,14 +141,15 @@ def test_knowledge_metrics() -> None:
             "forget/exact_match": 1 / 2,
             "forget/log_prob_before": -3 / 2,
             "forget/log_prob": -3,
-            "forget/paraphrase_accuracy_before": 2 / 3,
-            "forget/paraphrase_accuracy": 1 / 3,
-            "forget/paraphrase_qa_f1_before": 2 / 3,
-            "forget/paraphrase_qa_f1": 1 / 3,
-            "forget/paraphrase_exact_match_before": 2 / 3,
-            "forget/paraphrase_exact_match": 1 / 3,
-            "forget/paraphrase_log_prob_before": -2,
-            "forget/paraphrase_log_prob": -4,
+            # Anna's two; the unwashed model does not answer Ben's
+            "forget/paraphrase_accuracy_before": 1,
+            "forget/paraphrase_accuracy": 1 / 2,
+            "forget/paraphrase_qa_f1_before": 1,
+            "forget/paraphrase_qa_f1": 1 / 2,
+            "forget/paraphrase_exact_match_before": 1,
+            "forget/paraphrase_exact_match": 1 / 2,
+            "forget/paraphrase_log_prob_before": -3 / 2,
+            "forget/paraphrase_log_prob": -7 / 2,
             "retain/accuracy_before": 1,
             "retain/accuracy": 2 / 4,
             "retain/log_prob_before": -1,
@@ -162,15 +167,59 @@ def test_knowledge_metrics() -> None:
     assert no_relations["retain/same_relation_"] == []
     assert all(describe(key) for key in metrics)
     assert metrics["forget/accuracy_stderr"] == pytest.approx(1 / 2)  # one of two: √(1/4 / (2 - 1))
-    # clusters (0 + 1 of 2) and (0 of 1) about 1/3: √(2/1 · (1/9 + 1/9)) / 3
-    assert metrics["forget/paraphrase_accuracy_stderr"] == pytest.approx(2 / 9)
+    assert "forget/paraphrase_accuracy_stderr" not in metrics  # both are about Anna: one cluster
     assert metrics["retain/log_prob_stderr"] == pytest.approx((2 / 3) ** 0.5 / 2)  # of -1, -2, -3, -2
     assert "retain/same_subject_accuracy_stderr" not in metrics  # of a single fact
-    # Carl and Gina stand with one fact: a single cluster
-    assert "retain/neighbour_accuracy_stderr" not in metrics
+    assert (
+        "retain/neighbour_accuracy_stderr" not in metrics
+    )  # Carl and Gina are Anna's neighbours: one cluster
     counts = {k: v for k, v in metrics.items() if k.endswith("_n")}
-    assert set(counts.values()) == {1, 2, 3, 4}
-    assert counts["forget/paraphrase_log_prob_n"] == 3 and counts["retain/neighbour_accuracy_n"] == 2
+    assert set(counts.values()) == {1, 2, 4}
+    assert counts["forget/paraphrase_log_prob_n"] == 2 and counts["retain/neighbour_accuracy_n"] == 2
+
+
+def clustered(washed: list[Fact], kept: list[Fact], lost: set[str]) -> dict[str, float]:
+    """The metrics when the unwashed model answers everything, and the washed one all prompts but ``lost``."""
+    probes = [probe for probes in probe_sets(washed, kept).values() for probe in probes]
+    questions = {probe.question for probe in probes}
+    likely = dict.fromkeys(questions, -1.0)
+    before = Replies({q.prompt: q.object for q in questions}, likely)
+    after = Replies({q.prompt: "" if q.prompt in lost else q.object for q in questions}, likely)
+    return knowledge_metrics(washed, kept, before, after)
+
+
+def test_questions_about_one_subject_are_one_cluster() -> None:
+    speaks = Fact("0", "Anna", "{} speaks", "French", "P103", ("In Anna's tongue",))
+    plays = Fact("1", "Anna", "{} plays the", "piano", "P1303", ("The instrument of Anna is the",))
+    lives = Fact("2", "Ben", "{} lives in", "Oslo", "P551", ("At home in Ben's",))
+    facts = [speaks, plays, lives]
+    # Anna's 2 of 2 and Ben's 0 of 1 about 2/3: √(2/1 · ((2 - 4/3)² + (0 - 2/3)²)) / 3; by fact it were 1/3
+    lost = {"Ben lives in", "At home in Ben's"}
+    forgotten, retained = clustered(facts, [], lost), clustered([CLEO], facts, lost)
+    for metrics, key in (
+        (forgotten, "forget/accuracy"),
+        (forgotten, "forget/paraphrase_accuracy"),
+        (retained, "retain/accuracy"),
+    ):
+        assert metrics[key] == pytest.approx(2 / 3)
+        assert metrics[f"{key}_stderr"] == pytest.approx(4 / 9)
+
+
+def test_neighbours_of_linked_facts_are_one_cluster() -> None:
+    prompts = ["Carl speaks", "Dora speaks", "Emil speaks", "Finn speaks", "Gina speaks"]
+    carl, dora, emil, finn, gina = (Question(prompt, "French") for prompt in prompts)
+    washed = [
+        Fact("0", "Anna", "{} speaks", "French", "P103", neighbours=(carl, dora)),
+        Fact("1", "Ben", "{} speaks", "French", "P103", neighbours=(finn,)),
+        Fact("2", "Hugo", "{} speaks", "French", "P103", neighbours=(emil, dora)),
+        Fact("3", "Ida", "{} speaks", "French", "P103", neighbours=(emil, gina)),
+    ]
+    # Dora links Anna to Hugo and Emil links Hugo to Ida: 0 of 4, and Finn 1 of 1, about 1/5:
+    # √(2/1 · ((0 - 4/5)² + (1 - 1/5)²)) / 5 = √(64/25) / 5 = 8/25
+    metrics = clustered(washed, [], {"Carl speaks", "Dora speaks", "Emil speaks", "Gina speaks"})
+    assert metrics["retain/neighbour_accuracy"] == pytest.approx(1 / 5)
+    assert metrics["retain/neighbour_accuracy_n"] == 5
+    assert metrics["retain/neighbour_accuracy_stderr"] == pytest.approx(8 / 25)
 
 
 def test_a_metric_over_nothing_is_left_out() -> None:

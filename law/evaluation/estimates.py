@@ -1,15 +1,16 @@
-r"""A score with its standard error: every number that is reported goes through here.
+r"""A score and its standard error.
 
-Items of one fact (its paraphrases) or of one document (its tokens) are not independent, so items
-come in clusters. With :math:`S_g` the sum and :math:`N_g` the number of the items of cluster
-:math:`g`, of :math:`G` clusters,
+Items that share a subject, a washed fact or a document are not independent: they form a cluster.
+The clusters are independent. With :math:`S_g` the sum and :math:`N_g` the number of the items of
+cluster :math:`g`, out of :math:`G` clusters,
 
 .. math::
     \bar x = \frac{\sum_g S_g}{\sum_g N_g}, \qquad
     \mathrm{s.e.} = \frac{1}{\sum_g N_g} \sqrt{\frac{G}{G-1} \sum_g (S_g - N_g \bar x)^2}.
 
-With one item a cluster this is the sample standard deviation over the root of n, and for a
-proportion :math:`\sqrt{p(1-p)/(n-1)}`, as in the lm-evaluation-harness.
+This is the cluster-robust standard error of a mean (Liang and Zeger, Biometrika 1986). If every
+cluster has one item, it is the sample standard deviation divided by the root of n. For a proportion
+that is :math:`\sqrt{p(1-p)/(n-1)}`, as in the lm-evaluation-harness.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value, its standard error in the same unit (``None`` of a single cluster), and how many items."""
+    """A value, its standard error in the same unit, and the number of items behind it.
+
+    The standard error is ``None`` if all items are in one cluster.
+    """
 
     value: float
     stderr: float | None
@@ -29,7 +33,7 @@ class Estimate:
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Estimate | None:
-    """The mean over all values; ``clusters`` names the cluster of each. ``None`` of no value."""
+    """The mean over all values; ``clusters`` names the cluster of each. ``None`` if there is no value."""
     sums: dict[Hashable, tuple[float, int]] = {}
     for value, cluster in zip(values, clusters, strict=True):
         total, size = sums.get(cluster, (0.0, 0))
@@ -38,12 +42,12 @@ def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Est
 
 
 def mean(values: Sequence[float]) -> Estimate | None:
-    """The mean over independent values; ``None`` of no value."""
+    """The mean over independent values; ``None`` if there is no value."""
     return ratio([(value, 1) for value in values])
 
 
 def ratio(clusters: Sequence[tuple[float, int]]) -> Estimate | None:
-    """The mean over the items of clusters given as (sum, number of items); ``None`` of no item."""
+    """The mean over all items, from each cluster's (sum, number of items); ``None`` if there is no item."""
     n = sum(size for _, size in clusters)
     if n == 0:
         return None
@@ -58,7 +62,7 @@ def ratio(clusters: Sequence[tuple[float, int]]) -> Estimate | None:
 def entries(key: str, before: Estimate | None, after: Estimate | None) -> dict[str, float]:
     """The scores of the unwashed and the washed model under ``key`` with the suffixes of :mod:`law.evaluation.metrics`.
 
-    A score over no item is left out, and so is the standard error of a single cluster.
+    A score over no item is left out. So is the standard error if there is only one cluster.
     """
     found: dict[str, float] = {}
     for name, estimate in ((f"{key}_before", before), (key, after)):

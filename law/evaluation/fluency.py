@@ -1,12 +1,13 @@
-r"""Whether a model still writes: variety and repetition of sampled text, and perplexity on held-out text.
+r"""Whether a model still writes: variety and repetition of sampled text, and perplexity of held-out text.
 
-Variety is the n-gram entropy of ROME (Meng et al., NeurIPS 2022): with :math:`H_n` the entropy in
-bits of a text's n-grams,
+Variety is the n-gram entropy of ROME (Meng et al., NeurIPS 2022). With :math:`H_n` the entropy of a
+text's n-grams, in bits, it is
 
 .. math::
     \tfrac{1}{2} \left(\tfrac{2}{3} H_2 + \tfrac{4}{3} H_3\right).
 
-Repetition is 1 less the share of distinct n-grams among all (seq-rep-4, Welleck et al., ICLR 2020).
+Repetition is 1 minus the number of distinct 4-grams divided by the number of all 4-grams (seq-rep-4,
+Welleck et al., ICLR 2020).
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,7 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from law.base.checks import Checked, Count, Natural, Seed
 from law.base.errors import LawError
 from law.decoders.prompts import check_length, equal_length_batches, token_ids
-from law.evaluation.estimates import Estimate, mean, ratio
+from law.evaluation.estimates import Estimate, clustered_mean, entries, ratio
 from law.evaluation.likelihood import text_log_probs
 from law.facts.fact import Fact
 from law.facts.record_files import text_lines
@@ -38,16 +39,16 @@ REPEATED = 4
 
 @dataclass
 class FluencySettings(Checked):
-    """What is generated, and which text is read.
+    """The text that is generated, and the text whose perplexity is measured.
 
     Args:
-        prompts: how many prompts are continued, one of each of the first washed facts; 0 generates nothing.
-        tokens: how many tokens follow each.
+        prompts: how many prompts are continued, one for each of the first washed facts; 0 generates no text.
+        tokens: how many tokens are generated after each prompt.
         seed: of the sampling.
-        text: UTF-8 text, one document a line, that neither training nor the method has read;
+        text: a UTF-8 file with one document a line, which neither training nor the method has read;
             ``null`` leaves perplexity out.
-        documents: how many of its lines are read, from the first on.
-        batch_size: rows a forward pass.
+        documents: how many of its documents are read, from the first on; blank lines are no documents.
+        batch_size: rows in a forward pass.
     """
 
     prompts: Natural = 100
@@ -61,7 +62,7 @@ class FluencySettings(Checked):
         """Refuse a text that does not exist, before anything is computed.
 
         Raises:
-            LawError: with how to name one.
+            LawError: names the setting.
         """
         if self.text is not None and not Path(self.text).is_file():
             raise LawError(
@@ -70,10 +71,16 @@ class FluencySettings(Checked):
             )
 
 
-def generation_prompts(facts: Sequence[Fact], count: int) -> list[str]:
-    """The first ``count`` different prompts: of each fact its first generation prompt, or its subject."""
-    prompts = [fact.generation_prompts[0] if fact.generation_prompts else fact.subject for fact in facts]
-    return list(dict.fromkeys(prompts))[:count]
+def generation_prompts(facts: Sequence[Fact], count: int) -> dict[str, str]:
+    """The first ``count`` different prompts, each with its subject.
+
+    A fact gives its first generation prompt, or its subject if it has none.
+    """
+    subjects = {
+        fact.generation_prompts[0] if fact.generation_prompts else fact.subject: fact.subject
+        for fact in facts
+    }
+    return dict(islice(subjects.items(), count))
 
 
 @torch.inference_mode()
@@ -85,8 +92,8 @@ def sample_texts(
 ) -> list[str]:
     """``settings.tokens`` tokens after each prompt, drawn among the five likeliest, without the prompt.
 
-    End-of-text is never drawn, as in ROME: texts of one length are compared, whatever ends early.
-    Each prompt has draws of its own, so that no text depends on the batch.
+    Special tokens, such as end-of-text, are never drawn, so that all texts have the same number of
+    tokens. Each prompt has its own random numbers, so that no text depends on the batch.
 
     Raises:
         LawError: a prompt and its continuation are longer than the model's context.
@@ -97,6 +104,7 @@ def sample_texts(
             model, len(row) + settings.tokens, f"{prompt!r} with evaluation.fluency.tokens={settings.tokens}"
         )
     draws = torch.rand(len(rows), settings.tokens, generator=torch.Generator().manual_seed(settings.seed))
+    special = _special_ids(tokenizer, model.config.get_text_config().vocab_size)
     texts = [""] * len(rows)
     model.eval()
     with tqdm(total=len(rows), desc="generation", leave=False, disable=None) as progress:
@@ -107,7 +115,7 @@ def sample_texts(
                 output = model(input_ids=ids, past_key_values=past, use_cache=True)
                 past = output.past_key_values
                 logits = output.logits[:, -1].float()  # (b, vocabulary)
-                logits[:, tokenizer.eos_token_id] = -torch.inf
+                logits[:, special] = -torch.inf
                 values, tokens = logits.topk(TOP_K)  # (b, k)
                 below = values.softmax(-1).cumsum(-1) < draws[batch, step, None].to(values.device)
                 ids = tokens.gather(1, below.sum(-1, keepdim=True).clamp(max=TOP_K - 1))  # (b, 1)
@@ -118,8 +126,14 @@ def sample_texts(
     return texts
 
 
+def _special_ids(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> list[int]:
+    """The special tokens among the first ``vocabulary`` ids; decoding leaves all of them out."""
+    added = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    return sorted(i for i in added.union(tokenizer.all_special_ids) if i < vocabulary)
+
+
 def entropy(text: str) -> float:
-    """The weighted entropy of a text's bigrams and trigrams, in bits; 0 of a text without any."""
+    """The weighted entropy of a text's bigrams and trigrams, in bits; 0 if it has none."""
     weighted = []
     for n, weight in ENTROPY_WEIGHTS.items():
         counts = _ngrams(text, n)
@@ -129,35 +143,52 @@ def entropy(text: str) -> float:
     return sum(weighted) / len(weighted)
 
 
-def repetition(text: str) -> float:
-    """The share of a text's 4-grams that repeat an earlier one; 0 of a text without any."""
+def repetition(text: str) -> float | None:
+    """The share of a text's 4-grams that repeat an earlier one; ``None`` if it has none."""
     counts = _ngrams(text, REPEATED)
-    return 1 - len(counts) / counts.total() if counts else 0.0
+    return 1 - len(counts) / counts.total() if counts else None
 
 
 def _ngrams(text: str, n: int) -> Counter[tuple[str, ...]]:
-    """The n-grams of words and punctuation marks, which no model's tokenizer decides."""
+    """The n-grams of words and punctuation marks, which do not depend on a model's tokenizer."""
     words = re.findall(r"\w+|[^\w\s]", text)
     return Counter(zip(*(words[i:] for i in range(n)), strict=False))
 
 
-def text_scores(texts: Sequence[str]) -> dict[str, Estimate]:
-    """``entropy`` and ``repetition``, each a mean over texts; nothing of no text."""
-    found = {"entropy": mean([*map(entropy, texts)]), "repetition": mean([*map(repetition, texts)])}
-    return {key: estimate for key, estimate in found.items() if estimate is not None}
+def text_metrics(
+    subjects: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]
+) -> dict[str, float]:
+    """``fluency/entropy`` and ``fluency/repetition`` of texts by their prompts; ``subjects`` are the clusters.
+
+    A prompt after which the unwashed model writes no word is left out. After the others, a text of the
+    washed model without a word has entropy 0. A text without a 4-gram has no repetition.
+    """
+    prompts = [prompt for prompt, text in before.items() if _ngrams(text, 1)]
+
+    def score(measure: Callable[[str], float | None], texts: Mapping[str, str]) -> Estimate | None:
+        measured = [(measure(texts[prompt]), subjects[prompt]) for prompt in prompts]
+        kept = [(value, subject) for value, subject in measured if value is not None]
+        return clustered_mean([value for value, _ in kept], [subject for _, subject in kept])
+
+    metrics: dict[str, float] = {}
+    for name, measure in (("entropy", entropy), ("repetition", repetition)):
+        metrics |= entries(f"fluency/{name}", score(measure, before), score(measure, after))
+    return metrics
 
 
 def perplexity(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: FluencySettings
 ) -> Estimate:
-    """Perplexity a token of the held-out text; its standard error is exp's slope times that of the mean.
+    """Perplexity per token of the held-out text, with documents as clusters.
+
+    Its standard error is that of the mean negative log-probability times the perplexity (delta method).
 
     Raises:
-        LawError: the text does not exist or holds no document.
+        LawError: the text does not exist, or holds no document of two tokens.
     """
     settings.check()
-    documents = [*islice(text_lines(Path(str(settings.text))), settings.documents)]
-    sums = text_log_probs(model, tokenizer, documents, settings.batch_size)
+    lines = (line for line in text_lines(Path(str(settings.text))) if line.strip())
+    sums = text_log_probs(model, tokenizer, [*islice(lines, settings.documents)], settings.batch_size)
     surprise = ratio([(-total, tokens) for total, tokens in sums])
     assert surprise is not None  # text_log_probs gives at least one token
     try:

@@ -1,11 +1,11 @@
-"""Forgetting and retention: what is left of the facts, from what a model says before and after."""
+"""Forgetting and retention: which facts a model still answers, from its replies before and after washing."""
 
 from __future__ import annotations
 
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 from law.decoders.greedy_decoding import recalls
@@ -18,9 +18,12 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class Replies:
-    """What one model says: ten greedy tokens after each prompt, and how likely it finds each object.
+    """The replies of one model.
 
-    ``log_probs`` are means over the object's tokens, in nats (:mod:`law.evaluation.likelihood`).
+    Args:
+        answers: for each prompt the text of ten greedy tokens.
+        log_probs: for each question the mean log-probability of its object's tokens, in nats
+            (:mod:`law.evaluation.likelihood`).
     """
 
     answers: Mapping[str, str]
@@ -29,15 +32,20 @@ class Replies:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A question of a fact; the questions of one fact count as one cluster."""
+    """A question, and the cluster it belongs to in standard errors (:mod:`law.evaluation.estimates`)."""
 
     question: Question
-    fact: int
+    cluster: Hashable
 
 
 def qa_f1(answer: str, wanted: str) -> float:
-    """Token F1 of SQuAD: lower-cased, articles and punctuation stripped, overlap counted with multiplicity."""
+    """Token F1 of SQuAD 2.0, over lower-cased words without articles and punctuation.
+
+    A word counts as often as it occurs in both. Two texts without any word agree: 1.
+    """
     given, gold = _tokens(answer), _tokens(wanted)
+    if not given or not gold:
+        return float(given == gold)
     common = sum((Counter(given) & Counter(gold)).values())
     if common == 0:
         return 0.0
@@ -46,9 +54,9 @@ def qa_f1(answer: str, wanted: str) -> float:
 
 
 def exact_match(answer: str, wanted: str) -> bool:
-    """Exact match of SQuAD: the whole answer is the object, both normalised as for :func:`qa_f1`.
+    """Exact match of SQuAD: the whole answer is the object, both normalised as in :func:`qa_f1`.
 
-    An answer that goes on after the object does not match; ten tokens mostly do go on.
+    An answer that continues after the object does not match. Most answers of ten tokens continue.
     """
     return _tokens(answer) == _tokens(wanted)
 
@@ -76,19 +84,25 @@ REPORTED = {
     "retain/same_relation_": ("accuracy",),
     "retain/neighbour_": ("accuracy",),
 }
-"""Which measures are reported of which set of questions; together they are a metric's key."""
+"""The measures of each set of questions. A metric's key is the set's name followed by the measure's."""
+
+ASKED_IF_KNOWN = ("forget/paraphrase_", "retain/neighbour_")
+"""Sets from which a question is left out if the unwashed model does not answer it."""
 
 
 def probe_sets(washed: Sequence[Fact], kept: Sequence[Fact]) -> dict[str, list[Probe]]:
-    """The questions that are put to a model, by the sets of :data:`REPORTED`."""
+    """The questions that are put to a model, by the sets of :data:`REPORTED`.
+
+    Questions about one subject form a cluster; for neighbours see :func:`_neighbours`.
+    """
     subjects = {fact.subject for fact in washed}
-    relations = {fact.relation for fact in washed} - {""}  # what is not known is not the same
+    relations = {fact.relation for fact in washed} - {""}  # two facts without a relation do not share one
     others = [fact for fact in kept if fact.relation in relations and fact.subject not in subjects]
     return {
         "forget/": _asked(washed),
         "forget/paraphrase_": [
-            Probe(Question(prompt, fact.object), i)
-            for i, fact in enumerate(washed)
+            Probe(Question(prompt, fact.object), fact.subject)
+            for fact in washed
             for prompt in fact.paraphrases
         ],
         "retain/": _asked(kept),
@@ -99,20 +113,38 @@ def probe_sets(washed: Sequence[Fact], kept: Sequence[Fact]) -> dict[str, list[P
 
 
 def _asked(facts: Sequence[Fact]) -> list[Probe]:
-    return [Probe(Question(fact.prompt, fact.object), i) for i, fact in enumerate(facts)]
+    return [Probe(Question(fact.prompt, fact.object), fact.subject) for fact in facts]
 
 
 def _neighbours(washed: Sequence[Fact]) -> list[Probe]:
-    """The neighbours, each once, without those that ask for a washed fact in words of their own."""
+    """The neighbours, each once, without those that ask for a washed fact in another phrasing.
+
+    Two neighbours of one washed fact belong to one cluster. So do two that are linked by a chain of
+    neighbours in which each shares a washed fact with the next.
+    """
     subjects: dict[str, set[str]] = defaultdict(set)
-    for fact in washed:
-        subjects[fact.object].add(fact.subject)
-    found: dict[Question, int] = {}
+    listed: dict[Question, list[int]] = defaultdict(list)  # the washed facts that list each neighbour
     for i, fact in enumerate(washed):
+        subjects[fact.object].add(fact.subject)
         for question in fact.neighbours:
-            if question not in found and not any(s in question.prompt for s in subjects[question.object]):
-                found[question] = i
-    return [Probe(question, i) for question, i in found.items()]
+            listed[question].append(i)
+    found = {
+        question: facts
+        for question, facts in listed.items()
+        if not any(subject in question.prompt for subject in subjects[question.object])
+    }
+    parents = [*range(len(washed))]  # a forest of washed facts; each tree becomes a cluster
+    for facts in found.values():
+        for i in facts:
+            parents[_root(parents, i)] = _root(parents, facts[0])
+    return [Probe(question, _root(parents, facts[0])) for question, facts in found.items()]
+
+
+def _root(parents: list[int], i: int) -> int:
+    while parents[i] != i:
+        parents[i] = parents[parents[i]]  # shortens the path for the next search
+        i = parents[i]
+    return i
 
 
 def knowledge_metrics(
@@ -120,12 +152,13 @@ def knowledge_metrics(
 ) -> dict[str, float]:
     """The ``facts/``, ``forget/`` and ``retain/`` metrics of :mod:`law.evaluation.metrics`.
 
-    ``before`` and ``after`` reply to all of :func:`probe_sets`. Neighbours that the unwashed model
-    answers wrong are left out, as unknown facts are. A metric over no item at all is left out.
+    ``before`` and ``after`` hold replies to all of :func:`probe_sets`. A metric over no question is
+    left out.
     """
     sets = probe_sets(washed, kept)
     knows = MEASURES["accuracy"]
-    sets["retain/neighbour_"] = [p for p in sets["retain/neighbour_"] if knows(p.question, before)]
+    for name in ASKED_IF_KNOWN:
+        sets[name] = [probe for probe in sets[name] if knows(probe.question, before)]
     metrics: dict[str, float] = {
         "facts/washed": len(washed),
         "facts/kept": len(kept),
@@ -140,4 +173,4 @@ def knowledge_metrics(
 
 def _score(probes: Sequence[Probe], measure: str, replies: Replies) -> Estimate | None:
     values = [float(MEASURES[measure](probe.question, replies)) for probe in probes]
-    return clustered_mean(values, [probe.fact for probe in probes])
+    return clustered_mean(values, [probe.cluster for probe in probes])

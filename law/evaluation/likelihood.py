@@ -1,4 +1,4 @@
-"""How likely a model finds given words, teacher forced: no sampling, no decoding."""
+"""The probability that a model gives to given words (teacher forcing): nothing is generated."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from law.decoders.prompts import equal_length_batches, positions, token_ids
 from law.facts.fact import Question
 
 CHUNK = 8192
-"""Questions held as tokens at once, at 3 kB each with what the tokenizer says of them."""
+"""Questions tokenised at once. The tokenizer's output takes 3 kB a question."""
 
 
 @torch.inference_mode()
@@ -25,8 +25,8 @@ def object_log_probs(
 ) -> list[float]:
     """The mean log-probability, in nats, of the tokens of ``" " + object`` after each prompt.
 
-    Prompt and object are tokenised together. The object's tokens are those that reach beyond the
-    prompt, so that no assumption about spaces or a beginning-of-text token is needed.
+    Prompt and object are tokenised together. The object's tokens are those that cover a character
+    after the prompt, whatever the tokenizer does with spaces and beginning-of-text tokens.
     """
     found: list[float] = []
     for first in range(0, len(questions), CHUNK):
@@ -66,23 +66,37 @@ def text_log_probs(
 ) -> list[tuple[float, int]]:
     """For each document the sum of its tokens' log-probabilities, in nats, and how many were predicted.
 
-    A document is cut at the model's longest context; its first token is given, not predicted.
+    A document's first token is given and the others are predicted. A beginning-of-text token that the
+    tokenizer adds is read before them and not predicted, so that tokenizers with and without one predict
+    the same tokens. A document is cut to the model's longest context. Documents of fewer than two
+    tokens are left out.
 
     Raises:
         LawError: no document has a second token.
     """
     longest = positions(model)
-    rows = [row[:longest] for row in token_ids(tokenizer, documents) if len(row) > 1]
+    rows: list[list[int]] = []
+    begun: list[bool] = []  # whether the row begins with a beginning-of-text token
+    for row in token_ids(tokenizer, documents):
+        added = row[:1] == [tokenizer.bos_token_id]
+        if len(row[:longest]) > 1 + added:
+            rows.append(row[:longest])
+            begun.append(added)
     if not rows:
         raise LawError(
-            "The held-out text holds no document of two tokens or more; expected UTF-8 text with one document "
-            "a line. Set evaluation.fluency.text to such a file, or to null."
+            "No document of the held-out text has two tokens or more; expected UTF-8 text with one document "
+            "a line. Set evaluation.fluency.text to such a file, or to null to leave perplexity out."
         )
     found: list[tuple[float, int]] = []
     model.eval()
     for batch in equal_length_batches([len(row) for row in rows], batch_size):
         ids = torch.tensor([rows[i] for i in batch], device=model.device)  # (b, t)
+        given = torch.tensor(
+            [begun[i] for i in batch], device=model.device
+        )  # (b): the second token is given too
         logits = model(input_ids=ids).logits[:, :-1].float()  # (b, t - 1, vocabulary)
-        log_p = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])  # (b, t - 1, 1)
-        found += [(total, ids.shape[1] - 1) for total in log_p.double().sum((1, 2)).tolist()]
+        log_p = logits.log_softmax(-1).gather(-1, ids[:, 1:, None])[..., 0].double()  # (b, t - 1)
+        log_p[:, 0].masked_fill_(given, 0.0)
+        totals = log_p.sum(1).tolist()
+        found += [(total, len(rows[i]) - 1 - begun[i]) for i, total in zip(batch, totals, strict=True)]
     return found

@@ -1,6 +1,6 @@
-"""Every number a run reports: its key in ``metrics.json``, its unit and which way is better.
+"""Every number that a run reports: its key in ``metrics.json``, its unit, and which direction is better.
 
-This is the one place where metrics are named. ``docs/metrics.md`` is :func:`as_markdown`, written down.
+Metrics are named only here. ``docs/metrics.md`` is the output of :func:`as_markdown`.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ class Metric:
 
 METRICS: tuple[Metric, ...] = (
     Metric("facts/known", "known", "count", "neither", "facts to wash that the unwashed model recalls; only these are washed and scored"),
-    Metric("facts/washed", "washed", "count", "neither", "facts handed to the method"),
-    Metric("facts/kept", "kept", "count", "neither", "facts not washed that the unwashed model recalls; these score what is retained"),
+    Metric("facts/washed", "washed", "count", "neither", "facts that the method was given"),
+    Metric("facts/kept", "kept", "count", "neither", "facts not washed that the unwashed model recalls; the `retain/` metrics are measured on these"),
     Metric("facts/kept_same_subject", "kept, same subject", "count", "neither", "kept facts whose subject also has a washed fact"),
-    Metric("forget/accuracy", "forget acc.", "fraction", "lower", "washed facts recalled in the washed phrasing: the object occurs in 10 greedy tokens, case ignored (1 by construction before)"),
+    Metric("forget/accuracy", "forget acc.", "fraction", "lower", "washed facts that the model recalls in the washed phrasing: the object occurs in 10 greedy tokens, case ignored (1 before washing, since only such facts are washed)"),
     Metric("forget/qa_f1", "forget F1", "fraction", "lower", "mean token F1 (SQuAD) between those 10 tokens and the object"),
-    Metric("forget/exact_match", "forget EM", "fraction", "lower", "exact match (SQuAD): the 10 tokens, less articles, punctuation and case, are the object and nothing else; an answer that goes on does not match"),
-    Metric("forget/log_prob", "forget log p", "nats", "lower", "mean log-probability of the object's tokens after the prompt, teacher forced; the mean over tokens, then over facts"),
-    Metric("forget/paraphrase_accuracy", "paraphrase acc.", "fraction", "lower", "as `forget/accuracy`, in the phrasings used only for scoring, mean over all such prompts"),
-    Metric("forget/paraphrase_qa_f1", "paraphrase F1", "fraction", "lower", "as `forget/qa_f1`, in those phrasings"),
-    Metric("forget/paraphrase_exact_match", "paraphrase EM", "fraction", "lower", "as `forget/exact_match`, in those phrasings"),
-    Metric("forget/paraphrase_log_prob", "paraphrase log p", "nats", "lower", "as `forget/log_prob`, in those phrasings"),
-    Metric("retain/accuracy", "retain acc.", "fraction", "higher", "kept facts recalled in their first phrasing (1 by construction before)"),
-    Metric("retain/log_prob", "retain log p", "nats", "higher", "as `forget/log_prob`, of kept facts"),
-    Metric("retain/same_subject_accuracy", "same-subject acc.", "fraction", "higher", "as `retain/accuracy`, of kept facts whose subject also has a washed fact"),
-    Metric("retain/same_relation_accuracy", "same-relation acc.", "fraction", "higher", "as `retain/accuracy`, of kept facts of other subjects whose relation also has a washed fact"),
-    Metric("retain/neighbour_accuracy", "neighbour acc.", "fraction", "higher", "neighbourhood prompts of the washed facts (same relation and object, other subject) still answered, among those that the unwashed model answers (1 by construction before); each counts once, and none that asks for a washed fact"),
+    Metric("forget/exact_match", "forget EM", "fraction", "lower", "exact match (SQuAD): the 10 tokens, without articles, punctuation and case, are the object and nothing else; an answer that continues after the object does not match"),
+    Metric("forget/log_prob", "forget log p", "nats", "lower", "mean log-probability of the object's tokens after the prompt (teacher forcing): the mean over a fact's tokens, then over facts"),
+    Metric("forget/paraphrase_accuracy", "paraphrase acc.", "fraction", "lower", "as `forget/accuracy`, for prompts in other phrasings, which the method never reads; only prompts that the unwashed model answers (1 before washing)"),
+    Metric("forget/paraphrase_qa_f1", "paraphrase F1", "fraction", "lower", "as `forget/qa_f1`, for the prompts of `forget/paraphrase_accuracy`"),
+    Metric("forget/paraphrase_exact_match", "paraphrase EM", "fraction", "lower", "as `forget/exact_match`, for the prompts of `forget/paraphrase_accuracy`"),
+    Metric("forget/paraphrase_log_prob", "paraphrase log p", "nats", "lower", "as `forget/log_prob`, for the prompts of `forget/paraphrase_accuracy`"),
+    Metric("retain/accuracy", "retain acc.", "fraction", "higher", "kept facts that the model recalls in their first phrasing (1 before washing, since only such facts count as kept)"),
+    Metric("retain/log_prob", "retain log p", "nats", "higher", "as `forget/log_prob`, for kept facts"),
+    Metric("retain/same_subject_accuracy", "same-subject acc.", "fraction", "higher", "as `retain/accuracy`, for kept facts whose subject also has a washed fact"),
+    Metric("retain/same_relation_accuracy", "same-relation acc.", "fraction", "higher", "as `retain/accuracy`, for kept facts of other subjects whose relation also has a washed fact"),
+    Metric("retain/neighbour_accuracy", "neighbour acc.", "fraction", "higher", "neighbourhood prompts of the washed facts (same relation and object, other subject) that the model answers; only prompts that the unwashed model answers (1 before washing), each counted once, and none that asks for a washed fact"),
     Metric("fluency/entropy", "entropy", "bits", "higher", "variety of sampled text: (2/3 H₂ + 4/3 H₃) / 2 with Hₙ the entropy of a text's n-grams of words (ROME), mean over texts"),
-    Metric("fluency/repetition", "repetition", "fraction", "lower", "share of a sampled text's 4-grams of words that occurred in it before, mean over texts"),
-    Metric("fluency/perplexity", "perplexity", "perplexity", "lower", "exp of the mean negative log-probability of a token of the held-out text; s.e. by the delta method, with documents as clusters"),
-    Metric("reasoning/{task}/acc", "{task}", "fraction", "higher", "accuracy on a harness task; `_mirror` at the end of its name says that the rows were local"),
-    Metric("reasoning/{task}/acc_norm", "{task} (norm)", "fraction", "higher", "accuracy with likelihoods divided by a continuation's length, where the task has it"),
+    Metric("fluency/repetition", "repetition", "fraction", "lower", "share of a sampled text's 4-grams of words that repeat an earlier one, mean over texts with a 4-gram"),
+    Metric("fluency/perplexity", "perplexity", "perplexity", "lower", "exp of the mean negative log-probability of a token of the held-out text"),
+    Metric("reasoning/{task}/acc", "{task}", "fraction", "higher", "accuracy on a harness task; a name that ends in `_mirror` says that the rows were local"),
+    Metric("reasoning/{task}/acc_norm", "{task} (norm)", "fraction", "higher", "accuracy where each continuation's log-likelihood is divided by its length, for tasks that have it"),
     Metric("reasoning/mean", "reasoning", "fraction", "higher", "mean of `acc` over the tasks; s.e. √(Σ s.e.²) / tasks"),
-    Metric("time/wash_s", "wash time", "seconds", "lower", "wall time of the method alone; of statistics and target values taken from a cache, the time that they once took"),
+    Metric("time/wash_s", "wash time", "seconds", "lower", "wall time of the method alone; for statistics and target values from a cache, the time that computing them took"),
 )  # fmt: skip
 
 
@@ -97,37 +97,56 @@ _HEAD = """# Metrics
 The keys of `metrics.json`, as `law/evaluation/metrics.py` documents them. A fraction lies between 0 and 1
 (tables show percent). `{task}` stands for the name of a harness task.
 
-A key by itself is of the washed model. Every key but counts and times also comes with these suffixes; a
-metric over no item is left out, and so is one that is not finite (the log warns of it).
+A key without a suffix is the washed model's value. Every key except counts and times also comes with the suffixes below.
+A metric over no item is left out. So is a value that is not finite, and the log warns of it.
 
-| suffix | what |
+| suffix | meaning |
 | --- | --- |
-| `_before` | the same of the unwashed model |
-| `_stderr`, `_before_stderr` | its standard error, in the same unit; left out of a single item |
-| `_n` | how many items the mean is over: prompts, texts, tokens of the held-out text, or items of a task |
+| `_before` | the value of the unwashed model |
+| `_stderr`, `_before_stderr` | the standard error, in the same unit; left out if all items are in one cluster |
+| `_n` | the number of items in the mean: prompts, texts, tokens of the held-out text, or items of a task |
 
 """
 
 _TAIL = r"""
 ## Standard errors
 
-Items come in clusters: the paraphrases and the neighbours of one washed fact, the tokens of one held-out document;
-everything else is a cluster of its own. With $S_g$ the sum and $N_g$ the number of the items of
-cluster $g$, of $G$ clusters, the mean is $\bar x = \sum S_g / \sum N_g$ and
+Items that share something are not independent, so they count as one cluster:
+
+| items | one cluster holds |
+| --- | --- |
+| washed facts, kept facts, paraphrases, sampled texts | everything about one subject |
+| neighbourhood prompts | the neighbours of one washed fact; a neighbour that several washed facts list joins their clusters into one |
+| tokens of the held-out text | one document |
+| items of a reasoning task | one item |
+
+A method edits a subject's representation, so facts about one subject are kept or lost together. The edit of one fact
+likewise reaches all its neighbours. Joined clusters are the connected components of the graph that links washed facts to
+their neighbours. No two components share a washed fact. With $S_g$ the sum and $N_g$ the number of the items of
+cluster $g$, out of $G$ clusters, the mean is $\bar x = \sum S_g / \sum N_g$, and its cluster-robust standard error is
 
 $$\mathrm{s.e.} = \frac{1}{\sum_g N_g} \sqrt{\frac{G}{G-1} \sum_g (S_g - N_g \bar x)^2}.$$
 
-With one item a cluster this is the sample standard deviation over $\sqrt n$; of a proportion, $\sqrt{p(1-p)/(n-1)}$.
-It tells how much a score would change with other facts, not with another seed or another training.
-The standard error of reasoning accuracy is the harness's, which is the same formula.
+If every cluster has one item, this is the sample standard deviation divided by $\sqrt n$; for a proportion, $\sqrt{p(1-p)/(n-1)}$.
+The standard error says how much a score would change with other facts, not with another seed or another training run. With fewer than
+about 30 clusters it is itself uncertain and tends to be too small.
+The standard error of reasoning accuracy is the harness's, which is the same formula with one item in each cluster. The standard error of perplexity is the
+perplexity times the standard error of the mean negative log-probability (delta method).
 
 ## Fluency
 
-A washed fact gives one prompt: its first generation prompt, or its subject where it has none; the first
-`evaluation.fluency.prompts` different ones are continued. `evaluation.fluency.tokens` tokens are drawn among the five likeliest, by a
-generator seeded with `evaluation.fluency.seed`, each prompt with draws of its own, so that no text depends on the batch. End-of-text is
-never drawn, so that texts of one length are compared. Scores are of the new text without its prompt (ROME's entropy includes
-the prompt), over words and punctuation marks, so that models with different tokenizers compare. `generations.jsonl` holds the texts.
+A washed fact gives one prompt: its first generation prompt, or its subject if it has none. The first
+`evaluation.fluency.prompts` different prompts are continued by `evaluation.fluency.tokens` tokens, drawn among the five likeliest. The
+generator is seeded with `evaluation.fluency.seed`, and each prompt has its own random numbers, so that no text depends on the batch. Special tokens,
+such as end-of-text, are never drawn, so that all texts have the same number of tokens. Scores are of the new text without its prompt (ROME's
+entropy includes the prompt), over words and punctuation marks, so that models with different tokenizers can be compared. A prompt after which the
+unwashed model writes no word is left out for both models. If the washed model writes no word after one of the others, that text has entropy 0.
+`generations.jsonl` holds all texts.
+
+The held-out text is read document by document; blank lines are no documents. The first token of a document is given and the
+others are predicted, with every tokenizer: a beginning-of-text token that the tokenizer adds is read first and is not
+predicted. A document is cut to the model's longest context. Perplexity is per token, so it compares a model with itself before washing, and
+not models with different tokenizers.
 
 ## Reasoning: the hub or local rows
 

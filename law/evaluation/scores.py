@@ -1,4 +1,4 @@
-"""Everything that is measured of a model, before washing and after, and what a run reports of the two."""
+"""All scores of one model, and the metrics that compare the model before washing with the model after."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from law.base.cache import Cache, file_hash, model_hash, tokenizer_hash
 from law.base.checks import Checked, Count
 from law.decoders.greedy_decoding import greedy_answers
 from law.evaluation.estimates import Estimate, entries
-from law.evaluation.fluency import FluencySettings, generation_prompts, perplexity, sample_texts, text_scores
+from law.evaluation.fluency import (
+    FluencySettings,
+    generation_prompts,
+    perplexity,
+    sample_texts,
+    text_metrics,
+)
 from law.evaluation.knowledge import REPORTED, Replies, knowledge_metrics, probe_sets
 from law.evaluation.likelihood import object_log_probs
 from law.evaluation.reasoning import ReasoningSettings, load_tasks, mean_accuracy, score_reasoning, tasks_key
@@ -25,10 +31,10 @@ class EvaluationSettings(Checked):
     """What is scored before and after washing.
 
     Args:
-        batch_size: prompts a forward pass when facts are asked for.
+        batch_size: prompts in a forward pass when facts are asked for.
         reasoning: the harness tasks.
-        fluency: what is generated, and the text for perplexity.
-        cache: where the unwashed model's scores are kept for other runs; ``null`` keeps none.
+        fluency: the text that is generated, and the text whose perplexity is measured.
+        cache: the folder that keeps the unwashed model's scores for other runs; ``null`` keeps none.
     """
 
     batch_size: Count = 128
@@ -39,23 +45,26 @@ class EvaluationSettings(Checked):
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured of one model.
+    """The scores of one model.
 
-    ``texts`` are the continuations of generation prompts; ``fluency`` and ``reasoning`` are keyed like
-    the metrics of :mod:`law.evaluation.metrics`, less ``fluency/`` and ``reasoning/``.
+    Args:
+        replies: to the questions about facts.
+        texts: the continuation of each generation prompt.
+        perplexity: of the held-out text; ``None`` if there is none.
+        reasoning: keyed like the metrics of :mod:`law.evaluation.metrics`, without ``reasoning/``.
     """
 
     replies: Replies
     texts: Mapping[str, str]
-    fluency: Mapping[str, Estimate]
+    perplexity: Estimate | None
     reasoning: Mapping[str, Estimate]
 
 
 class Scorer:
-    """Scores models by the same questions, tasks and texts; loads the tasks' rows once.
+    """Scores models by the same questions, tasks and texts. It loads the tasks' rows once.
 
     Raises:
-        LawError: a task is unknown, or rows or a text are missing.
+        LawError: a task is unknown, or its rows or the held-out text are missing.
     """
 
     def __init__(self, settings: EvaluationSettings) -> None:
@@ -65,15 +74,15 @@ class Scorer:
         self.tasks = load_tasks(settings.reasoning) if settings.reasoning.tasks else {}
 
     def on(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cached: bool) -> Examination:
-        """The examination of a model as it is now; ``cached`` keeps what it says for other runs."""
+        """The examination of a model with its present weights; ``cached`` keeps its scores for other runs."""
         folder = self.settings.cache if cached else None
         return Examination(self, model, tokenizer, Cache(Path(folder) if folder else None))
 
 
 class Examination:
-    """What one model says, each thing asked once.
+    """What one model answers. It asks each question once.
 
-    The model must not change meanwhile. ``hash`` is that of its weights.
+    The model's weights must not change meanwhile; ``hash`` is their hash.
     """
 
     def __init__(
@@ -86,7 +95,7 @@ class Examination:
         self._answers: dict[str, str] = {}
 
     def answers(self, prompts: Sequence[str]) -> Mapping[str, str]:
-        """The greedy answer to each prompt that was ever asked, these included."""
+        """The greedy answers to these prompts and to all that were asked before, by prompt."""
         new = sorted(set(prompts) - self._answers.keys())
         found = self._cached(
             "answers",
@@ -97,7 +106,7 @@ class Examination:
         return self._answers
 
     def scores(self, washed: Sequence[Fact], kept: Sequence[Fact]) -> Scores:
-        """All measures, for facts to wash and to keep that the unwashed model knows."""
+        """All scores, for facts to wash and facts to keep that the unwashed model knows."""
         sets = probe_sets(washed, kept)
         answers = self.answers([probe.question.prompt for probes in sets.values() for probe in probes])
         weighed = [
@@ -113,25 +122,35 @@ class Examination:
             lambda: object_log_probs(self._model, self._tokenizer, questions, self._settings.batch_size),
         )
         replies = Replies(answers, dict(zip(questions, log_probs, strict=True)))
-        texts, fluency = self._fluency(washed)
-        return Scores(replies, texts, fluency, self._reasoning())
+        return Scores(replies, self._texts(washed), self._perplexity(), self._reasoning())
 
-    def _fluency(self, washed: Sequence[Fact]) -> tuple[dict[str, str], dict[str, Estimate]]:
+    def _texts(self, washed: Sequence[Fact]) -> dict[str, str]:
         settings = self._settings.fluency
-        prompts = generation_prompts(washed, settings.prompts)
-        chosen = {"prompts": prompts, "tokens": settings.tokens, "seed": settings.seed}
+        prompts = [*generation_prompts(washed, settings.prompts)]
+        key = {
+            "prompts": prompts,
+            "tokens": settings.tokens,
+            "seed": settings.seed,
+            "drawn": "no special token",
+        }
         texts = self._cached(
-            "texts", chosen, lambda: sample_texts(self._model, self._tokenizer, prompts, settings)
+            "texts", key, lambda: sample_texts(self._model, self._tokenizer, prompts, settings)
         )
-        found = text_scores(texts)
-        if settings.text is not None:
-            read = {"text": file_hash(Path(settings.text)), "documents": settings.documents}
-            found["perplexity"] = Estimate(
-                *self._cached(
-                    "perplexity", read, lambda: astuple(perplexity(self._model, self._tokenizer, settings))
-                )
-            )
-        return dict(zip(prompts, texts, strict=True)), found
+        return dict(zip(prompts, texts, strict=True))
+
+    def _perplexity(self) -> Estimate | None:
+        settings = self._settings.fluency
+        if settings.text is None:
+            return None
+        key = {
+            "text": file_hash(Path(settings.text)),
+            "documents": settings.documents,
+            "given": "the first token",
+        }
+        found = self._cached(
+            "perplexity", key, lambda: astuple(perplexity(self._model, self._tokenizer, settings))
+        )
+        return Estimate(*found)
 
     def _reasoning(self) -> dict[str, Estimate]:
         settings = self._settings.reasoning
@@ -148,10 +167,11 @@ class Examination:
 
 
 def compare(washed: Sequence[Fact], kept: Sequence[Fact], before: Scores, after: Scores) -> dict[str, float]:
-    """The metrics of :mod:`law.evaluation.metrics`, but for the counts and times that only a run knows."""
+    """The metrics of :mod:`law.evaluation.metrics`, except the counts and times that only a run knows."""
     metrics = knowledge_metrics(washed, kept, before.replies, after.replies)
-    for key in after.fluency:
-        metrics |= entries(f"fluency/{key}", before.fluency[key], after.fluency[key])
+    subjects = generation_prompts(washed, len(before.texts))
+    metrics |= text_metrics(subjects, before.texts, after.texts)
+    metrics |= entries("fluency/perplexity", before.perplexity, after.perplexity)
     for key in after.reasoning:
         metrics |= entries(f"reasoning/{key}", before.reasoning[key], after.reasoning[key])
     return metrics | entries(
