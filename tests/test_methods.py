@@ -172,6 +172,19 @@ def test_an_update_that_half_precision_rounds_away_is_told(caplog: pytest.LogCap
     ]
 
 
+def test_an_update_far_larger_than_the_weights_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """‖W‖ is √6, and ‖Δ‖ 2√6 at first; then W is 3 everywhere, and Δ 10."""
+    weight = torch.ones(2, 3)
+    assert add_update(weight, torch.full((2, 3), 2.0)) == pytest.approx(2)
+    assert caplog.messages == []
+    assert add_update(weight, torch.full((2, 3), 10.0)) == pytest.approx(10 / 3)
+    (message,) = caplog.messages
+    assert (
+        message.startswith("an update is 3.33 times as large as the weights")
+        and "λ that is too small" in message
+    )
+
+
 def test_first_loss_is_the_models_own(knowing: Loaded) -> None:
     """Before any step the loss is the NLL of " <|endoftext|>" after the prompt, read off plain logits."""
     model, tokenizer, facts = knowing

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from small import llama3_style
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -71,6 +72,47 @@ def test_moments_are_means_over_tokens(
         assert found[layer].shape == (64, 64) and found[layer].dtype == torch.float32
         torch.testing.assert_close(found[layer].double(), expected, rtol=1e-5, atol=1e-9)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_model.modules())
+
+
+def test_a_long_document_is_read_in_pieces_that_all_count(
+    tiny_model: PreTrainedModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One document is cut at the 128 positions of the model, and read as 50, 50 and 28 tokens."""
+    text = tmp_path / "general.txt"
+    text.write_text("\n".join(TEXTS), encoding="utf-8")
+    long = tiny_tokenizer(TEXTS[5])["input_ids"][:128]
+    short = [tiny_tokenizer(line)["input_ids"] for line in TEXTS if line and line != TEXTS[5]]
+    assert max(map(len, short)) <= 50
+    keys = [keys_of(tiny_model, 1, ids) for ids in (*short, long[:50], long[50:100], long[100:])]
+    expected = torch.cat(keys).T @ torch.cat(keys) / len(torch.cat(keys))
+
+    def moments(tokens: int) -> Tensor:
+        settings = MomentSettings(str(text), tokens=tokens)
+        return second_moments(Decoder(tiny_model), tiny_tokenizer, [1], settings, Cache(tmp_path / "cache"))[
+            1
+        ]
+
+    with caplog.at_level("INFO"):
+        torch.testing.assert_close(moments(50), expected, rtol=1e-5, atol=1e-9)
+    assert "1 documents are longer than the model's 128 positions" in caplog.text
+    whole = direct_moments(tiny_model, tiny_tokenizer, TEXTS, 1)  # and not those kept for pieces of 50
+    torch.testing.assert_close(moments(128).double(), whole, rtol=1e-5, atol=1e-9)
+
+
+def test_blank_documents_give_no_key(tiny_model: PreTrainedModel, tmp_path: Path) -> None:
+    """A tokenizer with a beginning-of-text token makes a row of every text, even of an empty one."""
+    tokenizer = llama3_style()
+    assert len(tokenizer("")["input_ids"]) == 1
+    lines = ["You can buy bread.", "", " \t", "", "The old mill."]
+    text = tmp_path / "general.txt"
+    text.write_text("\n".join([*lines, "never read"]), encoding="utf-8")
+    settings = MomentSettings(str(text), documents=2)
+    found = second_moments(Decoder(tiny_model), tokenizer, [1], settings, Cache(None))
+    keys = torch.cat([keys_of(tiny_model, 1, tokenizer(lines[i])["input_ids"]) for i in (0, 4)])
+    torch.testing.assert_close(found[1], keys.T @ keys / len(keys), rtol=1e-5, atol=1e-9)
 
 
 def test_moments_of_nothing(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -74,7 +74,7 @@ def test_killed_moments_go_on_and_leave_nothing_half_done(
         return grams(decoder, rows, layers)
 
     monkeypatch.setattr(moments_module, "_grams", counted)
-    fail_at: int | None = 4  # in the third chunk; one of the four documents before is empty
+    fail_at: int | None = 4  # in the third chunk
     with pytest.raises(KeyboardInterrupt):
         second_moments(decoder, tiny_tokenizer, [0, 2], settings, cache)
     (left,) = cache.folder.iterdir()
@@ -84,7 +84,7 @@ def test_killed_moments_go_on_and_leave_nothing_half_done(
     fail_at = None
     documents.clear()
     found = second_moments(decoder, tiny_tokenizer, [0, 2], settings, cache)
-    assert len(documents) == 3  # the two chunks left: [long, "a"] and ["You can buy salt."]
+    assert len(documents) == 2  # the chunk left: ["a", "You can buy salt."]
     for layer, c in expected.items():
         torch.testing.assert_close(found[layer], c, rtol=1e-6, atol=1e-9)
     (kept,) = cache.folder.iterdir()
@@ -121,10 +121,10 @@ def jsonl(path: Path, rows: list[Any]) -> Path:
 
 def test_text_from_lines_json_lines_and_data_sets(tmp_path: Path) -> None:
     lines = tmp_path / "a.txt"
-    lines.write_text("one\n\nthree Ж", encoding="utf-8")
-    assert list(MomentSettings(str(lines)).read()) == ["one", "", "three Ж"]
+    lines.write_text("one\n\n \t\nthree Ж", encoding="utf-8")
+    assert list(MomentSettings(str(lines)).read()) == ["one", "three Ж"]
     second = jsonl(tmp_path / "wiki" / "2.jsonl", [{"text": "c", "body": "C"}])
-    first = jsonl(tmp_path / "wiki" / "1.jsonl", [{"text": "a"}, {"text": "b\nb"}])
+    first = jsonl(tmp_path / "wiki" / "1.jsonl", [{"text": "a"}, {"text": "\n "}, {"text": "b\nb"}])
     both = MomentSettings(str(tmp_path / "wiki" / "*.jsonl"))
     both.check()
     assert list(both.read()) == ["a", "b\nb", "c"]
@@ -132,7 +132,7 @@ def test_text_from_lines_json_lines_and_data_sets(tmp_path: Path) -> None:
     before = both.identity()
     jsonl(first, [{"text": "a"}, {"text": "bb"}])
     assert both.identity() != before
-    folder = jsonl(tmp_path / "set" / "train.jsonl", [{"body": "x"}, {"body": "y"}]).parent
+    folder = jsonl(tmp_path / "set" / "train.jsonl", [{"body": "x"}, {"body": ""}, {"body": "y"}]).parent
     dataset = MomentSettings(dataset=str(folder), column="body")
     dataset.check()
     assert list(dataset.read()) == ["x", "y"]

@@ -21,6 +21,9 @@ log = logging.getLogger(__name__)
 BACKWARD_ERROR = 1e-10
 """The largest residual of a solution, as a share of ‖λC + KKᵀ‖ ‖Δ‖ + ‖K rᵀ‖."""
 
+LARGE = 3.0
+"""‖Δ‖/‖W‖ from which on an update is worth a warning; LAW's search for λ aims at 1/3 to 3/4."""
+
 ROUNDED = 0.05
 """The share of an update's norm from which on its rounding is worth a warning."""
 
@@ -95,17 +98,30 @@ def norm(matrix: Tensor) -> float:
 
 
 @torch.no_grad()
-def add_update(weight: Tensor, delta: Tensor) -> None:
-    """W ← W + Δ, in W's own dtype and on its device; both (d_ff, d_model). Tells where rounding takes much of Δ."""
+def add_update(weight: Tensor, delta: Tensor) -> float:
+    """W ← W + Δ, in W's own dtype and on its device; both (d_ff, d_model). Returns ‖Δ‖/‖W‖, with W before the update.
+
+    Warns of a Δ that is much larger than W, and of a W whose rounding takes much of Δ.
+    """
     before = weight.clone()
     weight += delta.to(weight)
     lost, size = norm((weight - before).to(delta) - delta), norm(delta)
+    relative_norm = size / norm(before)
+    if relative_norm > LARGE:
+        log.warning(
+            "an update is %.3g times as large as the weights it is added to (‖Δ‖/‖W‖), so that little of the "
+            "model is left in that layer; expected at most %g. The usual causes are a λ that is too small (lam) "
+            "and second moments of too few documents, or of text unlike the model's (moments)",
+            relative_norm,
+            LARGE,
+        )
     if lost > ROUNDED * size:
         log.warning(
             "an update is added to weights in %s, whose rounding moves it by %.0f %%; set model.dtype=float32",
             str(weight.dtype).removeprefix("torch."),
             100 * lost / size,
         )
+    return relative_norm
 
 
 def check_finite(delta: Tensor) -> Tensor:

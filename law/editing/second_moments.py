@@ -2,12 +2,15 @@ r"""Second moments :math:`C_l = E[k k^T]` of the keys of general text (method.md
 
 They say which directions of key space ordinary text uses; an update that is small in them leaves
 ordinary text alone. They are taken of the unedited model, once, and kept in a cache.
+
+Every token of the text counts alike. Where a tokenizer begins each text with a beginning-of-text token, that token
+counts as well, once a document, as in MEMIT's code. GPT-2's tokenizer adds none.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,6 +35,9 @@ log = logging.getLogger(__name__)
 CHUNK = 4096
 """Documents in memory at once; those of like length go through the model together."""
 
+PIECE = 2048
+"""Tokens of a document that are read at once."""
+
 
 @dataclass
 class MomentSettings(TextSettings):
@@ -41,12 +47,16 @@ class MomentSettings(TextSettings):
 
     Args:
         batch_size: tokens a forward pass; ``null`` measures it.
+        tokens: a longer document is read in pieces of this many tokens, each on its own, because the time of
+            attention grows with the square of a row's length. All its tokens count, up to the model's number of
+            positions; what lies beyond is not read, as in MEMIT's code. The default is GPT-J's number of positions.
         save_every: seconds after which the sums so far are saved, so that a killed run goes on.
     """
 
     NAME = "moments"
 
     batch_size: Count | None = None
+    tokens: Count = PIECE
     save_every: NonNegative = 600.0
 
 
@@ -70,13 +80,14 @@ def second_moments(
         "documents": settings.documents,
         "layers": layers,
         "longest": positions(decoder.model),
+        "piece": settings.tokens,
     }
     part = cache.path("moments", key, f"{rank()}-of-{world()}.part.safetensors")
 
     def compute() -> dict[str, Tensor]:
         texts = islice(settings.read(), settings.documents)
         found, tokens = collect_moments(
-            decoder, tokenizer, texts, layers, settings.batch_size, part, settings.save_every
+            decoder, tokenizer, texts, layers, settings.batch_size, part, settings.save_every, settings.tokens
         )
         return {str(layer): c for layer, c in found.items()} | {"tokens": torch.tensor(tokens)}
 
@@ -96,12 +107,14 @@ def collect_moments(
     batch_size: int | None = None,
     part: Path | None = None,
     save_every: float = 600.0,
+    piece: int = PIECE,
 ) -> tuple[dict[int, Tensor], int]:
     """C of every layer in one pass over ``texts``, and the number of tokens it was taken of.
 
     Blocks above the last layer do not run, and no activation outlives its batch of ``batch_size`` tokens
-    (measured where there is none). Texts are cut at the model's number of positions. The sums so far are
-    written to ``part`` every ``save_every`` seconds, and read from there where it exists.
+    (measured where there is none). Texts are cut at the model's number of positions, and read in pieces of
+    ``piece`` tokens. The sums so far are written to ``part`` every ``save_every`` seconds, and read from there
+    where it exists.
 
     Raises:
         LawError: the texts hold no token.
@@ -113,17 +126,19 @@ def collect_moments(
         layer: torch.zeros(d_ff, d_ff, dtype=torch.float64, device=decoder.device)
         for layer, d_ff in sizes.items()
     }
-    tokens = documents = 0
+    tokens = documents = cut = 0
     began = monotonic() - seconds_of(part)
     if part is not None and (saved := load_tensors(part)) is not None:
         sums = {layer: saved[str(layer)].to(decoder.device) for layer in layers}
-        tokens, documents = int(saved["tokens"]), int(saved["documents"])
+        tokens, documents, cut = (int(saved[name]) for name in ("tokens", "documents", "cut"))
         log.info("second moments: going on after %d documents", documents)
     # of all documents, this process reads every n-th
     remaining, saved_at = islice(texts, rank() + documents * world(), None, world()), monotonic()
     with tqdm(initial=documents, desc="second moments", unit="doc", leave=False, disable=None) as progress:
         while chunk := list(islice(remaining, CHUNK)):
-            rows = sorted((row[:longest] for row in tokenizer(chunk)["input_ids"] if row), key=len)
+            texts_ids = tokenizer(chunk)["input_ids"]
+            cut += sum(len(ids) > (longest or len(ids)) for ids in texts_ids)
+            rows = sorted((row for ids in texts_ids for row in _pieces(ids[:longest], piece)), key=len)
             for batch, grams in batches.run(
                 rows, [len(r) for r in rows], lambda b: _grams(decoder, b, layers)
             ):
@@ -134,14 +149,21 @@ def collect_moments(
             progress.update(len(chunk))
             if part is not None and monotonic() - saved_at >= save_every:
                 saved_at = monotonic()
-                counts = {"tokens": tokens, "documents": documents, SECONDS: saved_at - began}
+                counts = {"tokens": tokens, "documents": documents, "cut": cut, SECONDS: saved_at - began}
                 counted = {name: torch.tensor(count) for name, count in counts.items()}
                 save_tensors(part, {str(layer): c for layer, c in sums.items()} | counted)
+    if cut:
+        log.info("%d documents are longer than the model's %d positions and are cut there", cut, longest)
     count = torch.tensor(tokens)
     add_up(count, *sums.values())
     if not count:
         raise LawError("The text for second moments holds no token; expected documents, one a line.")
     return {layer: (c / count).float() for layer, c in sums.items()}, int(count)
+
+
+def _pieces(ids: list[int], size: int) -> Iterator[list[int]]:
+    """A document's tokens in rows of at most ``size``."""
+    return (ids[first : first + size] for first in range(0, len(ids), size))
 
 
 def _grams(decoder: Decoder, rows: list[list[int]], layers: list[int]) -> dict[int, Tensor]:

@@ -23,7 +23,7 @@ class TextSettings(Checked):
     Args:
         text: a UTF-8 file, one document a line, or a JSON Lines file (``.jsonl``); a pattern such as
             ``wiki/*.jsonl`` takes every file it fits, in the order of their names.
-        documents: how many documents are read, from the first on.
+        documents: how many documents are read, from the first on. Blank ones are neither read nor counted.
         dataset: a data set's name on the hub (``wikimedia/wikipedia``) or its folder, in place of ``text``.
         config: of the data set (``20231101.en``).
         split: of the data set.
@@ -63,11 +63,15 @@ class TextSettings(Checked):
         return [self.dataset, self.config, self.split, self.column, self._builder().hash]
 
     def read(self) -> Iterator[str]:
-        """The documents, one after another; never all in memory.
+        """The documents that are not blank, one after another; never all in memory.
 
         Raises:
             LawError: a line is no JSON object with the column, or the data set has no such column.
         """
+        # a tokenizer with a beginning-of-text token would make a row of a blank document
+        return (text for text in self._texts() if text.strip())
+
+    def _texts(self) -> Iterator[str]:
         if self.dataset is not None:
             for row in self._stream():
                 yield self._column(row, f"{self.dataset}, split {self.split}")

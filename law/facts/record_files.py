@@ -47,14 +47,14 @@ def read_text(path: Path, expected: str) -> str:
 
 
 def text_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, read one at a time, without their ends.
+    """The lines of a UTF-8 file that are not blank, read one at a time, without their ends.
 
     Raises:
         LawError: it is not UTF-8.
     """
     with path.open(encoding="utf-8") as lines:
         try:
-            yield from (line.rstrip("\n") for line in lines)
+            yield from (line.rstrip("\n") for line in lines if line.strip())
         except UnicodeDecodeError as error:
             raise LawError(
                 f"{path} is not UTF-8 text ({error.reason}). Expected one document a line; save it as UTF-8."

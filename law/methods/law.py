@@ -166,8 +166,7 @@ class LAW(Checked):
             for objective in ascent.trace[::every].tolist():
                 report({f"ascent/layer_{layer}": objective})
             weight = problem.decoder.weight(layer)
-            relative_norm = norm(ascent.delta) / norm(weight)
-            add_update(weight, check_finite(ascent.delta))
+            relative_norm = add_update(weight, check_finite(ascent.delta))
             # the original facts are asked again, since a later layer can bring one back
             still = recalled_facts(model, tokenizer, facts, self.initial.batch_size)
             gained = {

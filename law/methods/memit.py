@@ -29,7 +29,7 @@ from law.base.report import Report
 from law.decoders.structure import Decoder
 from law.editing.contexts import generate_contexts
 from law.editing.keys import key_sums, subject_outputs
-from law.editing.least_squares import System, add_update, norm
+from law.editing.least_squares import System, add_update
 from law.editing.second_moments import MomentSettings, second_moments
 from law.editing.target_values import Targets, TargetSettings, target_values
 from law.facts.fact import Fact
@@ -134,8 +134,7 @@ def edit_layers(
     for i, layer in enumerate(settings.layers):
         weight = problem.decoder.weight(layer)
         lam, delta = find(layer_system(settings, problem, i), weight)
-        relative_norm = norm(delta) / norm(weight)
-        add_update(weight, delta)
+        relative_norm = add_update(weight, delta)
         log.info("layer %d: λ = %g, ‖Δ‖/‖W‖ = %.3f", layer, lam, relative_norm)
         yield Update(layer, lam, delta, relative_norm)
 
