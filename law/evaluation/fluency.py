@@ -187,8 +187,8 @@ def perplexity(
         LawError: the text does not exist, or holds no document of two tokens.
     """
     settings.check()
-    lines = (line for line in text_lines(Path(str(settings.text))) if line.strip())
-    sums = text_log_probs(model, tokenizer, [*islice(lines, settings.documents)], settings.batch_size)
+    documents = [*islice(text_lines(Path(str(settings.text))), settings.documents)]
+    sums = text_log_probs(model, tokenizer, documents, settings.batch_size)
     surprise = ratio([(-total, tokens) for total, tokens in sums])
     assert surprise is not None  # text_log_probs gives at least one token
     try:
