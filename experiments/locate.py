@@ -7,6 +7,7 @@ python experiments/locate.py model=local model.path=/some/folder dataset=counter
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 
 import hydra
@@ -17,47 +18,61 @@ from rich.table import Table
 from law.decoders.description import anatomy, habits
 from law.decoders.loading import load_model
 from law.decoders.structure import Decoder
-from law.editing.causal_tracing import interchange
-from law.reporting.pictures import plot_reach
+from law.reporting.tracing_picture import plot_tracing
 from law.runs.command_line import run_command
 from law.runs.configuration import LocateConfig, build, check_config
-from law.runs.locating import Proposal, known_facts, propose
+from law.runs.locating import Trial, best, candidate_layers, known_facts, trace, trial_washes
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="locate")
-def main(config: DictConfig) -> Proposal:
-    """Print and plot, for every layer, the share of answers that an exchanged subject moves; propose R and λ."""
+def main(config: DictConfig) -> Trial:
+    """Trace known facts, wash a sample of them with candidates for R and λ, and propose the best trial."""
     check_config(config, LocateConfig)
     settings = build(config.locate)
-    facts = build(config.dataset).load().wash
+    split = build(config.dataset).load()
     model, tokenizer = load_model(build(config.model))
-    known = known_facts(model, tokenizer, facts, settings.batch_size)
-    reaches = interchange(Decoder(model), tokenizer, known, settings.batch_size)
-    proposal = propose(model, tokenizer, known, reaches, settings)
-
     console = Console(highlight=False)
     table = Table("part", "read as", title="how the model and its tokenizer are read")
     for part, read in (asdict(anatomy(Decoder(model))) | asdict(habits(tokenizer))).items():
         table.add_row(part.replace("_", " "), str(read) or "none")
     console.print(table)
+
+    known, asked = known_facts(model, tokenizer, chain(split.wash, split.keep), settings)
+    console.print(f"The model knows {len(known)} of the {asked} facts that were asked.")
+    tracing = trace(model, tokenizer, known, settings)
     table = Table(
-        "layer", "answer lost", "answer follows", title=f"subject's last token exchanged, {len(known)} facts"
-    )
-    for layer, reach in enumerate(reaches):
-        table.add_row(str(layer), f"{100 * reach.lost:.1f} %", f"{100 * reach.followed:.1f} %")
+        "layer", "exchanged", "answer lost", "answer follows", "block restored", "MLPs", "attentions",
+        title=f"change of log p (nats): {tracing.interchange.pairs} pairs exchanged, {tracing.traced} facts with noise",
+    )  # fmt: skip
+    exchanged = tracing.interchange
+    for layer, effects in enumerate(
+        zip(exchanged.effects, tracing.block, tracing.mlp, tracing.attention, strict=True)
+    ):
+        fall, *rises = (f"{effect.mean:.2f} ± {effect.stderr:.2f}" for effect in effects)
+        shares = (f"{100 * share[layer]:.0f} %" for share in (exchanged.lost, exchanged.followed))
+        table.add_row(str(layer), fall, *shares, *rises)
     console.print(table)
-    table = Table("λ", "residual placed", title=f"layer {proposal.layers[0]} of {proposal.layers}")
-    for lam, share in proposal.placed.items():
-        table.add_row(f"{lam:g}", f"{100 * share:.1f} %")
+
+    trials = trial_washes(model, tokenizer, known, candidate_layers(tracing, settings), settings)
+    chosen = best(trials)
+    table = Table(
+        "R", "λ", "left", "kept", title=f"trial washes: {chosen.washed} facts washed, {chosen.others} kept"
+    )
+    for trial in trials:
+        shares = (
+            f"{100 * share:.0f} ± {100 * trial.error(share, count):.0f} %"
+            for share, count in ((trial.left, trial.washed), (trial.kept, trial.others))
+        )
+        table.add_row(str(trial.layers), f"{trial.lam:g}", *shares, style="bold" if trial is chosen else "")
     console.print(table)
     folder = Path(config.output)
-    plot_reach(reaches, proposal, folder / "reach.png")
-    preset = OmegaConf.to_yaml({"layers": proposal.layers, "lam": proposal.lam})
+    plot_tracing(tracing, trials, folder / "locate.png")
+    preset = OmegaConf.to_yaml({"layers": chosen.layers, "lam": chosen.lam})
     (folder / "memit.yaml").write_text(preset, encoding="utf-8")
     console.print(
-        f"Proposed for {len(known)} facts ({folder}/memit.yaml; picture: {folder}/reach.png):\n{preset}"
+        f"Proposed from {chosen.washed} facts ({folder}/memit.yaml; picture: {folder}/locate.png):\n{preset}"
     )
-    return proposal
+    return chosen
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ from law.decoders.kv_cache import Past, read
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.saving import Save, save_washed, snapshot
 from law.decoders.structure import Decoder
-from law.editing.causal_tracing import Reach, interchange
+from law.editing.causal_tracing import interchange, noise_tracing
 from law.editing.second_moments import MomentSettings, collect_moments
 from law.editing.target_values import TargetSettings, target_values
 from law.evaluation.fluency import FluencySettings
@@ -50,7 +50,7 @@ from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
 from law.runs.identity import Identity
-from law.runs.locating import LocateSettings, propose
+from law.runs.locating import LocateSettings, trial_washes
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
 from law.tuning.loop import Lora
@@ -155,17 +155,20 @@ def checkpoint() -> float:
 
 
 def located(device: str) -> dict[str, Any]:
-    """An exchange moves some answers of the carried model; λ is proposed for the small one."""
+    """Tracing of the carried model, and a trial wash of the small one."""
     facts = CounterFact(str(CARRIED / "facts.json"), wash=16, relations=["P1303"]).load().wash
     model, tokenizer = load_model(ModelSettings(str(CARRIED), device=device))
-    reaches = interchange(Decoder(model), tokenizer, facts, batch_size=16)
-    settings = LocateSettings(MOMENTS, TARGETS, width=2, batch_size=8)
-    proposal = propose(*load(device), WASH, [Reach(1, 0), Reach(1, 0), Reach(0, 0)], settings)
+    decoder = Decoder(model)
+    settings = LocateSettings(MOMENTS, TARGETS, wash=3, keep=3, lambdas=[1.0], batch_size=8)
+    (trial,) = trial_washes(*load(device), WASH, [[0, 1]], settings)
     return {
-        "reaches": [*map(astuple, reaches)],
-        "layers": [proposal.layers, proposal.lam],
-        "placed": [*proposal.placed.values()],
-        "anatomy": asdict(anatomy(Decoder(model))),
+        "exchanged": asdict(interchange(decoder, tokenizer, facts, batch_size=16)),
+        "restored": [
+            [astuple(effect) for effect in noise_tracing(decoder, tokenizer, facts[:4], kind, 3, 2, 0, 8)]
+            for kind in ("block", "mlp", "attention")
+        ],
+        "trial": asdict(trial),
+        "anatomy": asdict(anatomy(decoder)),
     }
 
 

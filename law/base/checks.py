@@ -37,6 +37,17 @@ Seed = Annotated[int, whole(0, "an integer from 0 to 4294967295, which is 2³² 
 Positive = Annotated[float, Accepted("a finite number above 0", lambda x: 0 < x < math.inf)]
 NonNegative = Annotated[float, Accepted("a finite number of at least 0", lambda x: 0 <= x < math.inf)]
 Share = Annotated[float, Accepted("a number above 0 and at most 1", lambda x: 0 < x <= 1)]
+Counts = Annotated[
+    list[int],
+    Accepted("a list of integers of at least 1", lambda values: len(values) > 0 and min(values) >= 1),
+]
+Positives = Annotated[
+    list[float],
+    Accepted(
+        "a list of finite numbers above 0",
+        lambda values: len(values) > 0 and all(0 < value < math.inf for value in values),
+    ),
+]
 Layers = Annotated[
     list[int],
     Accepted(

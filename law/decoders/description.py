@@ -78,7 +78,7 @@ def _parallel(decoder: Decoder) -> bool:
     def silence(_: nn.Module, __: Any, output: Any) -> Any:
         return torch.zeros_like(output) if isinstance(output, Tensor) else (0 * output[0], *output[1:])
 
-    attention = next(m for m in decoder.blocks[0].modules() if "Attention" in type(m).__name__)
+    attention = decoder.attentions[0]
     before = key()
     handle = attention.register_forward_hook(silence)
     try:

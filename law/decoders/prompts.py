@@ -25,10 +25,11 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class SubjectPrompt:
-    """A filled prompt: its token ids, and the index of its subject's last token."""
+    """A filled prompt: its token ids, and the indices of its subject's last and first tokens."""
 
     ids: list[int]
     position: int
+    start: int
 
 
 def subject_prompt(tokenizer: PreTrainedTokenizerBase, template: str, subject: str) -> SubjectPrompt:
@@ -58,7 +59,7 @@ def subject_prompt(tokenizer: PreTrainedTokenizerBase, template: str, subject: s
             f"The subject {subject!r} has no token of its own in {template!r}; expected a subject that the "
             "model's tokenizer turns into at least one token."
         )
-    return SubjectPrompt(encoded["input_ids"], inside[-1])
+    return SubjectPrompt(encoded["input_ids"], inside[-1], inside[0])
 
 
 def positions(model: PreTrainedModel) -> int | None:

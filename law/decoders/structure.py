@@ -113,6 +113,11 @@ class Decoder:
             )
         return next(iter(found.values()))
 
+    @property
+    def attentions(self) -> list[nn.Module]:
+        """The attention of every block: its outermost module with ``Attention`` in the name of its class."""
+        return [next(m for m in block.modules() if "Attention" in type(m).__name__) for block in self.blocks]
+
     def attention_inputs(self) -> list[str]:
         """Names, from the model on, of every block's query and value projections (which LoRA adapts).
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 
@@ -171,8 +171,8 @@ def _ask(
     asking = end_of_text_target(tokenizer)[:-1]
     prompts = [subject_prompt(tokenizer, t, fact.subject) for t in place(fact.template, contexts)]
     about = subject_prompt(tokenizer, KL_TEMPLATE, fact.subject)
-    rows = [SubjectPrompt(p.ids + asking, p.position) for p in prompts]
-    rows.append(SubjectPrompt(about.ids[: about.position + 1], about.position))
+    rows = [replace(p, ids=p.ids + asking) for p in prompts]
+    rows.append(replace(about, ids=about.ids[: about.position + 1]))
     for row in rows:
         check_length(decoder.model, len(row.ids), f"A prompt of the fact {fact.prompt!r}")
     return rows

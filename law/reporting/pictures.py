@@ -14,10 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from law.base.errors import LawError
-from law.editing.causal_tracing import Reach
 from law.evaluation.metrics import describe
 from law.reporting.sweep import Run, Setup, Sweep, labels
-from law.runs.locating import Proposal
 
 # Okabe and Ito's colour-blind safe colours less the pale yellow; 6 colours in step with 7 markers: 42 looks.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9")
@@ -262,25 +260,3 @@ def _finish(figure: Figure, handles: Handles, title: str, path: Path) -> None:
     ncols = min(len(names), _per_row(names, width))
     figure.legend(handles.values(), names, loc="outside lower center", ncols=ncols, frameon=False)
     figure.savefig(path, dpi=200, bbox_inches="tight")
-
-
-def plot_reach(reaches: Sequence[Reach], proposal: Proposal, path: Path) -> None:
-    """Both shares over the layers, in percent, with the proposed layers shaded."""
-    figure = Figure((6, 3.5), layout="constrained")
-    axes = figure.subplots()
-    layers = range(len(reaches))
-    axes.plot(layers, [100 * reach.lost for reach in reaches], "o-", color="#0072B2", label="answer lost")
-    axes.plot(
-        layers, [100 * reach.followed for reach in reaches], "s--", color="#D55E00", label="answer follows"
-    )
-    first, last = proposal.layers[0] - 0.5, proposal.layers[-1] + 0.5
-    axes.axvspan(first, last, color="0.9", zorder=0, label=f"proposed R, λ = {proposal.lam:g}")
-    axes.set(
-        xlabel="block whose output at the subject's last token is exchanged",
-        ylabel="facts (%)",
-        ylim=(-2, 102),
-    )
-    axes.set_xticks(layers)
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=200)

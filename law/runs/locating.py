@@ -1,34 +1,42 @@
 """Which layers to edit in a model that nobody has published settings for, and with which λ.
 
-*Layers.* Above the layer where the subject's last token stops moving the answer, an edit comes too late.
-Two facts of one relation are run, and block l's output at the subject's last token is taken from the
-one and put into the other (interchange intervention: the causal tracing of ROME with another subject
-in place of noise). The answer is *lost* when its own object is no longer the likeliest, and *follows*
-when the other's is.
+1. *Known facts* are looked for in the data set until there are enough of them.
+2. *Causal tracing* (:mod:`law.editing.causal_tracing`) tells which blocks carry a subject to the answer. Above the
+   layer where the subject's last token stops moving the answer, an edit comes too late. Tracing proposes candidates
+   for R, the edited layers.
+3. *Trial washes.* For each candidate and each λ, MEMIT washes a sample of the known facts. What is left of them, and
+   what is kept of another sample, is measured, and the weights are put back. The proposal is the trial with the
+   largest harmonic mean of facts forgotten and facts kept.
 
-*λ.* A small λ puts z* where it should be and spoils general text, a large one spares the text and puts
-nothing anywhere. What a λ places of the residual r in the first edited layer is
-:math:`1 - \\lVert r - \\Delta^T K \\rVert^2 / \\lVert r \\rVert^2`.
+The facts used here should be neither washed nor reported elsewhere: ``dataset.part=validation``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import logging
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from statistics import harmonic_mean
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.base.checks import Checked, Count, Share
+from law.base.checks import Checked, Count, Counts, Positives, Seed
 from law.base.errors import LawError
-from law.decoders.greedy_decoding import recalled_facts
-from law.editing.causal_tracing import Reach
+from law.decoders.greedy_decoding import recalled, recalled_facts
+from law.decoders.structure import Decoder
+from law.editing.causal_tracing import Effect, Interchange, interchange, noise_tracing
 from law.editing.second_moments import MomentSettings
 from law.editing.target_values import TargetSettings
 from law.facts.fact import Fact
-from law.methods.memit import MEMIT, layer_system, prepare
+from law.methods.memit import MEMIT
 
-LAMBDAS = tuple(float(f"{10 ** (i / 2):.2g}") for i in range(2, 13))
-"""10, 32, 100, ... 1,000,000."""
+log = logging.getLogger(__name__)
+
+FEW = 30
+"""Below this many facts or pairs, a reading is marked as resting on few."""
 
 
 @dataclass
@@ -38,72 +46,191 @@ class LocateSettings(Checked):
     Args:
         moments: the text that C is taken of.
         targets: how z* is optimised.
-        width: the most layers to edit.
-        still_moves: L is the last layer that loses at least this share of what the best layer loses.
-        places: the proposed λ is the largest that places this share of what a vanishing λ places.
+        known: how many known facts are looked for in the data set.
+        traced: how many of them are traced.
+        samples: draws of the noise for each traced fact.
+        window: blocks whose MLPs or attentions are put back together in noise tracing (10 in ROME).
+        wash: known facts washed in each trial.
+        keep: known facts, others than those, that score what is kept.
+        candidates: how many layers are tried as the last edited layer.
+        widths: how many layers are edited, ending there.
+        lambdas: the values of λ that are tried.
+        seed: of the noise.
         batch_size: prompts a forward pass.
         cache: as in :class:`~law.methods.memit.MEMIT`.
     """
 
     moments: MomentSettings
     targets: TargetSettings = field(default_factory=TargetSettings)
-    width: Count = 5
-    still_moves: Share = 0.5
-    places: Share = 0.8
+    known: Count = 200
+    traced: Count = 60
+    samples: Count = 3
+    window: Count = 10
+    wash: Count = 50
+    keep: Count = 50
+    candidates: Count = 3
+    widths: Counts = field(default_factory=lambda: [1, 5])
+    lambdas: Positives = field(default_factory=lambda: [30.0, 300.0, 3_000.0, 30_000.0])
+    seed: Seed = 0
     batch_size: Count = 64
     cache: str | None = None
 
 
 @dataclass(frozen=True)
-class Proposal:
-    """What a preset wants: the layers R and λ, with what each λ tried places of the residual."""
+class Tracing:
+    """The readings of every layer: interchange, and noise with three kinds of states put back."""
+
+    interchange: Interchange
+    traced: int
+    block: list[Effect]
+    mlp: list[Effect]
+    attention: list[Effect]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One trial wash: shares of facts between 0 and 1, of ``washed`` and ``others`` facts."""
 
     layers: list[int]
     lam: float
-    placed: dict[float, float]
+    left: float
+    kept: float
+    washed: int
+    others: int
+
+    @property
+    def score(self) -> float:
+        """The harmonic mean of facts forgotten and facts kept."""
+        return harmonic_mean([1 - self.left, self.kept])
+
+    @staticmethod
+    def error(share: float, count: int) -> float:
+        """The standard error of a share of ``count`` facts."""
+        return math.sqrt(share * (1 - share) / max(1, count - 1))
 
 
-def propose(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
-    reaches: Sequence[Reach],
-    settings: LocateSettings,
-) -> Proposal:
-    """R ends at the last layer that still moves the answer; λ by powers of √10, for these facts.
-
-    λ weighs general text against the facts, so that it grows with their number.
-    """
-    lost = [reach.lost for reach in reaches]
-    if not any(lost):
-        raise LawError(
-            "An exchange of the subject's last token moved no answer in any layer; expected facts that hang "
-            "on it. Take other facts, or set the layers by hand."
-        )
-    last = max(i for i, share in enumerate(lost) if share >= settings.still_moves * max(lost))
-    layers = list(range(max(0, last + 1 - settings.width), last + 1))
-    memit = MEMIT(
-        layers, 1.0, settings.moments, settings.targets, batch_size=settings.batch_size, cache=settings.cache
-    )
-    problem = prepare(memit, model, tokenizer, facts, lambda _: None)
-    system = layer_system(memit, problem, 0)
-    placed = {lam: system.placed(system.solve(lam)) for lam in LAMBDAS}
-    enough = settings.places * max(placed.values())
-    return Proposal(layers, max(lam for lam, share in placed.items() if share >= enough), placed)
+def best(trials: Sequence[Trial]) -> Trial:
+    """The trial with the largest score; of equal ones the first."""
+    return max(trials, key=lambda trial: trial.score)
 
 
 def known_facts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], batch_size: int
-) -> list[Fact]:
-    """The facts that the model recalls.
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Iterable[Fact],
+    settings: LocateSettings,
+) -> tuple[list[Fact], int]:
+    """The first ``settings.known`` facts that the model recalls, and how many were asked to find them.
 
     Raises:
-        LawError: it recalls none.
+        LawError: it recalls fewer than two of them.
     """
-    known = recalled_facts(model, tokenizer, facts, batch_size)
-    if not known:
+    known: list[Fact] = []
+    asked, left = 0, iter(facts)
+    while len(known) < settings.known and (chunk := list(islice(left, 4 * settings.batch_size))):
+        known += recalled_facts(model, tokenizer, chunk, settings.batch_size)
+        asked += len(chunk)
+        log.info("known facts: %d of %d asked", len(known), asked)
+    if len(known) < 2:
         raise LawError(
-            f"The model recalls none of the {len(facts)} facts; expected facts that it knows. Check model.path "
-            "and dataset.path."
+            f"The model recalls {len(known)} of {asked} facts; expected at least two, one to wash and one to keep. "
+            "Check model.path and dataset.path, or give more facts."
         )
-    return known
+    return known[: settings.known], asked
+
+
+def trace(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    settings: LocateSettings,
+) -> Tracing:
+    """Both causal readings; the log warns of one that rests on few facts."""
+    decoder = Decoder(model)
+    exchanged = interchange(decoder, tokenizer, facts, settings.batch_size)
+    if exchanged.pairs < FEW:
+        log.warning(
+            "the interchange rests on %d pairs of facts, fewer than %d; expected known facts that share a template and "
+            "differ in their objects. Raise locate.known, or read the noise tracing alone",
+            exchanged.pairs,
+            FEW,
+        )
+    traced = facts[: settings.traced]
+    if len(traced) < FEW:
+        log.warning("the noise tracing rests on %d facts, fewer than %d", len(traced), FEW)
+    block, mlp, attention = (
+        noise_tracing(
+            decoder,
+            tokenizer,
+            traced,
+            kind,
+            settings.window,
+            settings.samples,
+            settings.seed,
+            settings.batch_size,
+        )
+        for kind in ("block", "mlp", "attention")
+    )
+    return Tracing(exchanged, len(traced), block, mlp, attention)
+
+
+def candidate_layers(tracing: Tracing, settings: LocateSettings) -> list[list[int]]:
+    """The candidates for R.
+
+    Each ends at one of the ``settings.candidates`` layers whose MLPs restore the answer most, and has one of
+    ``settings.widths`` layers, as far as there are that many below.
+    """
+    strongest = sorted(range(len(tracing.mlp)), key=lambda layer: -tracing.mlp[layer].mean)
+    ends = sorted(strongest[: settings.candidates])
+    found = [list(range(max(0, end + 1 - width), end + 1)) for end in ends for width in settings.widths]
+    return [layers for i, layers in enumerate(found) if layers not in found[:i]]
+
+
+def trial_washes(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    candidates: Sequence[list[int]],
+    settings: LocateSettings,
+) -> list[Trial]:
+    """Wash a sample with MEMIT for each candidate and λ, measure, and put the weights back.
+
+    With fewer known facts than ``settings.wash`` and ``settings.keep`` ask for, both samples shrink alike.
+    """
+    wash = min(settings.wash, len(facts) * settings.wash // (settings.wash + settings.keep))
+    washed, others = facts[: max(1, wash)], facts[max(1, wash) :][: settings.keep]
+    if len(washed) < FEW or len(others) < FEW:
+        log.warning(
+            "the trials wash %d facts and keep %d, fewer than %d of a kind", len(washed), len(others), FEW
+        )
+    decoder = Decoder(model)
+    trials = []
+    for layers in candidates:
+        originals = {layer: decoder.weight(layer).detach().clone() for layer in layers}
+        memit = MEMIT(
+            layers,
+            1.0,
+            settings.moments,
+            settings.targets,
+            batch_size=settings.batch_size,
+            cache=settings.cache,
+        )
+        for lam in settings.lambdas:
+            try:
+                replace(memit, lam=lam).wash(model, tokenizer, washed)
+                found = recalled(model, tokenizer, [*washed, *others], settings.batch_size)
+            finally:
+                with torch.no_grad():
+                    for layer, weight in originals.items():
+                        decoder.weight(layer).copy_(weight)
+            left, kept = found[: len(washed)], found[len(washed) :]
+            trial = Trial(layers, lam, sum(left) / len(left), sum(kept) / len(kept), len(left), len(kept))
+            log.info(
+                "layers %s, λ = %g: %.0f %% left, %.0f %% kept",
+                layers,
+                lam,
+                100 * trial.left,
+                100 * trial.kept,
+            )
+            trials.append(trial)
+    return trials
