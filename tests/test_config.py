@@ -123,7 +123,10 @@ ZERO_IS_MEANT = {
     *(f"{method}.weight_decay" for method in TUNED),
     *(f"{source}.keep" for source in SOURCES),
     *(f"{seeded}.seed" for seeded in (*TUNED, *SOURCES)),
-    *(f"{seeded}.seed" for seeded in ("RunConfig", "LocateConfig", "TrainConfig", "FluencySettings")),
+    *(
+        f"{seeded}.seed"
+        for seeded in ("RunConfig", "LocateConfig", "TrainConfig", "FluencySettings", "LocateSettings")
+    ),
     *("TrainingSettings.seed", "LabWorld.seed"),
 }
 
