@@ -92,13 +92,13 @@ def test_jsonl_gives_the_same(tmp_path: Path) -> None:
     [
         (b'{"subject": "a"', "it is not valid JSON"),
         (b'["a", "r", "o"]', "stands where an object"),
-        (b'{"subject": "a\\nb", "relation": "r", "object": "o"}', "its subject 'a\\nb' is not one line"),
-        (b'{"subject": "a", "relation": "r\\t", "object": "o\\tp"}', "its object 'o\\tp' is not one line"),
-        (b'{"subject": "a", "relation": "{}", "object": "o"}', "its relation '{}' holds {}"),
-        (b'{"subject": "\\ud800", "relation": "r", "object": "o"}', "it is no text"),
+        (b'{"subject": "a\\nb", "relation": "r", "object": "o"}', 'its subject "a\\nb" is not one line'),
+        (b'{"subject": "a", "relation": "r\\t", "object": "o\\tp"}', 'its object "o\\tp" is not one line'),
+        (b'{"subject": "a", "relation": "{}", "object": "o"}', 'its relation "{}" holds {}'),
+        (b'{"subject": "\\ud800", "relation": "r", "object": "o"}', "is not Unicode text"),
         (b'{"subject": "S\xf8ren", "relation": "r", "object": "o"}', "it is not UTF-8"),
-        (b'{"subject": 7, "relation": "r", "object": "o"}', "its 'subject' is 7, not a text"),
-        (b'{"context": "Who knows", "continuation": "o"}', "made with no template that is known"),
+        (b'{"subject": true, "relation": "r", "object": "o"}', "its 'subject' is true, not a text"),
+        (b'{"context": "Who knows", "continuation": "o"}', "has the form of no known template"),
         (b'{"context": "The capital of Italy is"}', "it has no 'continuation'"),
     ],
 )
@@ -122,7 +122,7 @@ def test_inputs_that_give_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("{", "can't be read"), ("[]", "no JSON object"), ('{"r": "who"}', "of 'r' is 'who'")],
+    [("{", "can't be read"), ("[]", "no JSON object"), ('{"r": "who"}', "of 'r' is \"who\"")],
 )
 def test_templates_that_are_none(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "templates.json"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from records import write, zsre
+from records import record, write, zsre
 
 from law.base.errors import LawError
 from law.facts.counterfact import Selection, read_counterfact
@@ -77,7 +77,7 @@ def test_blemished_zsre_records_are_left_out_and_named(
         ({key: value for key, value in zsre().items() if key != "answers"}, "it has no 'answers'"),
         ({key: value for key, value in zsre().items() if key != "loc"}, "it has no 'loc'"),
         (zsre(answers="Paris"), "'answers' is \"Paris\", not a list of texts"),
-        (zsre(answers=[1998]), "'answers' is [1998], not a list of texts"),
+        (zsre(answers=[True]), "'answers' is [true], not a list of texts"),
         (zsre(subject=None), "'subject' is null, not a text"),
         (zsre(loc=["x"]), "'loc' is [\"x\"], not a text"),
         ("Ada", '"Ada" stands where an object'),
@@ -97,13 +97,64 @@ def test_the_shared_zsre_file() -> None:
     assert len({(r["src"], r["answers"][0]) for r in good}) == len(good)
     facts = read_zsre(path)
     assert len(facts) == len(good) == 1538
-    for fact, record in zip(facts, good, strict=True):
-        assert fact.prompt == record["src"] + " Answer:"
+    for fact, given in zip(facts, good, strict=True):
+        assert fact.prompt == given["src"] + " Answer:"
     asked = [fact for fact in facts if fact.neighbours]
     assert len(asked) == 1538 - 501
     assert not any("nq question" in fact.neighbours[0].prompt for fact in asked)
     assert all(fact.neighbours[0].prompt.endswith("? Answer:") for fact in asked)
     assert any("Carolina Rodríguez" in fact.prompt for fact in facts)
+
+
+def test_a_zsre_subject_is_a_whole_word(tmp_path: Path) -> None:
+    questions = ["Which Iranian ruled Iran?", "Which Iranian was it?"]
+    facts = read_zsre(write(tmp_path / "z.json", [zsre("Iran", question) for question in questions]))
+    assert [fact.template for fact in facts] == ["Which Iranian ruled {}? Answer:"]
+
+
+# every data set
+
+
+NFD, NFC = "Brasi\u0301lia", "Bras\u00edlia"
+
+
+def test_counterfacts_texts_are_stripped_and_composed(tmp_path: Path) -> None:
+    rewrite = {"prompt": " The land of {} is ", "target_true": {"str": f" {NFD}"}}
+    prompts = {
+        "paraphrase_prompts": [f"{NFD} is "],
+        "generation_prompts": [f" {NFD}"],
+        "neighborhood_prompts": [f" {NFD}s "],
+    }
+    (fact,) = read_counterfact(write(tmp_path / "c.json", [record(0, f"{NFD} ", **rewrite) | prompts]))
+    assert (fact.subject, fact.prompt, fact.object) == (NFC, f"The land of {NFC} is", NFC)
+    assert (fact.paraphrases, fact.generation_prompts) == ((f"{NFC} is",), (NFC,))
+    assert fact.neighbours == (Question(f"{NFC}s", NFC),)
+
+
+def test_zsres_texts_are_stripped_and_composed(tmp_path: Path) -> None:
+    changes = {"answers": [f"{NFD} "], "rephrase": f" {NFD}? ", "loc_ans": f" {NFD}"}
+    (fact,) = read_zsre(write(tmp_path / "z.json", [zsre(f" {NFD}", f"Where is {NFD}? ", **changes)]))
+    assert (fact.subject, fact.prompt, fact.object) == (NFC, f"Where is {NFC}? Answer:", NFC)
+    assert (fact.paraphrases, fact.neighbours[0].object) == ((f"{NFC}? Answer:",), NFC)
+
+
+def test_wiki_latests_texts_are_stripped_and_composed(tmp_path: Path) -> None:
+    path = tmp_path / "facts.jsonl"
+    row = {"subject": f" {NFD}", "relation": f"{NFD} ", "template": " {} is ", "object": f"{NFD}\n"}
+    path.write_text(json.dumps(row))
+    assert read_wiki(path) == [Fact("1", NFC, "{} is", NFC, NFC)]
+    assert WikiLatest(str(path), relations=[NFD]).load().wash == read_wiki(path)
+
+
+def test_a_number_is_its_text_in_every_data_set(tmp_path: Path) -> None:
+    """As written: 3.50 is not 3.5."""
+    path = tmp_path / "facts"
+    path.write_text(json.dumps([record(target_true={"str": 1945})]).replace("1945", "3.50"))
+    assert read_counterfact(path)[0].object == "3.50"
+    path.write_text(json.dumps([zsre(answers=[1945])]))
+    assert read_zsre(path)[0].object == "1945"
+    path.write_text('{"subject": 7, "relation": "r", "template": "{} is", "object": 3.50}')
+    assert read_wiki(path) == [Fact("1", "7", "{} is", "3.50", "r")]
 
 
 # CounterFact
@@ -117,9 +168,9 @@ def test_the_shared_counterfact_file() -> None:
     assert sum(fact.relation == "" for fact in facts) == sum(
         r["requested_rewrite"]["relation_id"] is None for r in records
     )
-    for fact, record in zip(facts, records, strict=True):
-        assert [q.prompt for q in fact.neighbours] == record["neighborhood_prompts"]
-        assert {q.object for q in fact.neighbours} == {record["requested_rewrite"]["target_true"]["str"]}
+    for fact, given in zip(facts, records, strict=True):
+        assert [q.prompt for q in fact.neighbours] == given["neighborhood_prompts"]
+        assert {q.object for q in fact.neighbours} == {given["requested_rewrite"]["target_true"]["str"]}
     chosen = read_counterfact(path, Selection.multi)
     assert [f.id for f in chosen] == [str(r["case_id"]) for r in records if r["mcf_like"]]
     assert len(chosen) == 20_891
@@ -161,7 +212,7 @@ def test_wiki_latest_by_hand(tmp_path: Path) -> None:
     assert facts[0] == Fact("2", "Søren", "{} was born in", "København", "place of birth")
     assert [fact.id for fact in facts] == ["2", "4"]
     assert facts[0].template is facts[1].template
-    assert len(WikiLatest(str(path), wash=1).load().keep) == 1
+    assert WikiLatest(str(path), wash=1).load().keep == []  # the other fact repeats the washed one
 
 
 @pytest.mark.parametrize(
@@ -186,8 +237,5 @@ def test_a_malformed_wiki_line_is_named(tmp_path: Path, line: str, problem: str)
 def test_a_wiki_line_that_is_not_utf_8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "facts.jsonl"
     path.write_bytes(b'\n{"subject": "S\xf8ren"}\n')
-    with pytest.raises(LawError, match=r"facts\.jsonl, line 2: not valid JSON"):
+    with pytest.raises(LawError, match=r"facts\.jsonl, line 2, byte 15 of that line: 0xf8 is not UTF-8 text"):
         read_wiki(path)
-
-
-# facts of one's own

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,8 @@ import pytest
 from records import MAYA, record
 
 from law.base.errors import LawError, shortened
-from law.facts.counterfact import CounterFact
-from law.facts.fact import Question, facts_hash
+from law.facts.counterfact import CounterFact, read_counterfact
+from law.facts.fact import Fact, Question, facts_hash
 
 
 def test_a_prompt_is_its_template_with_the_subject() -> None:
@@ -103,6 +105,80 @@ def test_without_a_number_all_that_keep_leaves_are_washed(thirty: str) -> None:
     split = CounterFact(thirty, keep=8).load()
     assert len(split.wash) == 22 and len(split.keep) == 8
     assert len({fact.id for fact in [*split.wash, *split.keep]}) == 30
+
+
+def twice(tmp_path: Path) -> str:
+    """Thirty persons' facts and, for each of the first ten, one that repeats it."""
+    records = [record(i, f"Person {i}") for i in range(30)]
+    repeats = (
+        {"prompt": "{} speaks", "relation_id": "P1412"},  # subject and object
+        {"prompt": "{} grew up with", "target_true": {"str": "Greek"}},  # subject and relation
+        {"relation_id": "P1412", "target_true": {"str": "Greek"}},  # the prompt
+        {"prompt": "{} speaks", "relation_id": None, "target_true": {"str": "french"}},  # subject and object
+    )
+    records += [record(30 + i, f"Person {i}", **repeats[i % 4]) for i in range(10)]
+    path = tmp_path / "twice.json"
+    path.write_text(json.dumps(records))
+    return str(path)
+
+
+def persons(facts: Sequence[Fact]) -> set[str]:
+    return {fact.subject for fact in facts}
+
+
+@pytest.mark.parametrize(("wash", "keep"), [(10, None), (10, 15), (None, 15), (None, 8)])
+def test_no_kept_fact_repeats_a_washed_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, wash: int | None, keep: int | None
+) -> None:
+    path = twice(tmp_path)
+    mended = 0
+    caplog.set_level("INFO")
+    for seed in range(6):
+        order = random.Random(seed).sample(read_counterfact(Path(path)), 40)
+        first = 40 - (keep or 0) if wash is None else wash
+        split = CounterFact(path, wash, keep, seed).load()
+        assert not persons(split.wash) & persons(split.keep)
+        assert len(split.wash) == first
+        apart = [fact for fact in order[first:] if fact.subject not in persons(order[:first])]
+        if keep is None:
+            assert split.keep == apart
+        else:
+            assert len(split.keep) == keep
+            assert split.keep[: len(apart)] == apart[:keep]
+        if wash is not None:
+            assert split.wash == order[:wash]
+        mended += not persons(order[:first]).isdisjoint(persons(order[first:][:keep]))
+    assert mended > 0 and len(caplog.records) == mended
+    assert "facts repeat a washed fact and are not among the kept ones" in caplog.text
+
+
+def test_facts_that_only_share_a_subject_may_be_kept(tmp_path: Path) -> None:
+    other = {"prompt": "{} plays", "target_true": {"str": "chess"}}
+    path = tmp_path / "facts.json"
+    path.write_text(
+        json.dumps([record(0, relation_id=None), record(1, relation_id=None, **other), record(2, "Bo")])
+    )
+    for seed in range(6):
+        order = random.Random(seed).sample(read_counterfact(path), 3)
+        split = CounterFact(str(path), wash=1, seed=seed).load()
+        assert [*split.wash, *split.keep] == order
+
+
+def test_too_few_facts_that_repeat_none(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([record(i) for i in range(4)]))
+    for wash in (2, None):
+        with pytest.raises(LawError, match=r"only 0 facts can be kept; dataset\.keep asks for 2.*Lower"):
+            CounterFact(str(path), wash=wash, keep=2).load()
+    assert CounterFact(str(path), wash=2).load().keep == []
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_labs_draw_has_no_repeats(seed: int) -> None:
+    path = Path(__file__).parents[1] / "law" / "lab" / "checkpoint" / "facts.json"
+    facts = read_counterfact(path)
+    split = CounterFact(str(path), wash=200, seed=seed).load()
+    assert [*split.wash, *split.keep] == random.Random(seed).sample(facts, len(facts))
 
 
 @pytest.fixture

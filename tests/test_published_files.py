@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "mend"), [(WikiLatest(None), "build_wiki.py"), (Custom(None), "a CSV with a header")]
+    ("source", "mend"), [(WikiLatest(None), "build_wiki.py"), (Custom(None), "a table with a header")]
 )
 def test_what_is_not_published_needs_a_path(source: FactSource, mend: str) -> None:
     with pytest.raises(LawError, match=r"dataset\.path is not set.*") as error:

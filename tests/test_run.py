@@ -145,6 +145,10 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
         assert metrics["forget/accuracy"] < metrics["forget/accuracy_before"] == 1.0
         less_likely = [row["log_prob_after"] < row["log_prob_before"] for row in rows if row["known_before"]]
         assert metrics["forget/log_prob"] < metrics["forget/log_prob_before"] and any(less_likely)
+        unknown = [json.loads(line) for line in (run / "unknown_facts.jsonl").read_text().splitlines()]
+        assert {row["id"] for row in unknown if row["set"] == "wash"} == {
+            row["id"] for row in rows if not row["known_before"]
+        }
         texts = [json.loads(line) for line in (run / "generations.jsonl").read_text().splitlines()]
         assert 2 <= len(texts) == metrics["fluency/entropy_n"] <= 4
         assert all(text["before"] and text["after"] for text in texts)
@@ -246,7 +250,7 @@ def test_a_failed_job_leaves_the_others_running_and_the_sweep_fails(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["dataset.path=no/such.json"], "facts file no/such.json does not exist"),
+        (["dataset.path=no/such.json"], "facts file no/such.json can't be read: No such file"),
         (["model.path=no/such/model"], "no folder no/such/model"),
         (["method=memit", "method.lam=1", "method.layers=[1,9]"], "between 0 and 2"),
         (["method=memit", "method.lam=1", "method.layers=[1]", "method.moments.text=no.txt"], "no.txt"),
@@ -361,3 +365,14 @@ def test_a_model_that_knows_nothing_is_told(
     done = wash(tmp_path, "tracker=none", *inputs, f"dataset.path={facts}", "method=none")
     assert done.code == 1
     assert "recalls none of the 8 facts to wash" in done.message
+    (run,) = runs_of(tmp_path / "outputs" / "wash")
+    assert not list(run.glob("*.partial"))
+    rows = [json.loads(line) for line in (run / "unknown_facts.jsonl").read_text().splitlines()]
+    assert [row["set"] for row in rows] == ["wash"] * 8 + ["keep"] * 10
+    for row in rows:
+        rewrite = next(r for r in records if str(r["case_id"]) == row["id"])["requested_rewrite"]
+        assert row["prompt"] == rewrite["prompt"].replace("{}", rewrite["subject"])
+        assert row["object"] == "Xyzzy"
+        assert row["answer"].strip() and "Xyzzy" not in row["answer"]
+    told = f"0 of 8 facts to wash and 0 of 10 facts to keep are known; {run}/unknown_facts.jsonl lists the others"
+    assert told in done.log

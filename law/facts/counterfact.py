@@ -1,4 +1,4 @@
-"""CounterFact (Meng et al., NeurIPS 2022) and every file of its record shape, the lab's included."""
+"""CounterFact (Meng et al., NeurIPS 2022), and other files whose records have its shape, as the lab's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from law.base.errors import LawError
 from law.facts.download import Download
 from law.facts.fact import Fact, Question
-from law.facts.record_files import json_list, parsed, text_in, texts_in, value_in
+from law.facts.record_files import as_text, json_list, parsed, quoted, text_in, texts_in, value_in
 from law.facts.source import FactSource
 
 log = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ SHAPE = (
 
 
 class Selection(Enum):
-    """All facts of a file, or those that multi-CounterFact keeps: no two that contradict each other."""
+    """All facts of a file, or only those that contradict no other, as in multi-CounterFact."""
 
     all = "all"
     multi = "multi"
@@ -37,9 +37,9 @@ class CounterFact(FactSource):
     """A JSON list of CounterFact records, and which of them to wash and to keep.
 
     Args:
-        selection: of a file given by ``path``, all facts or those without contradiction. With a ``path``
-            of ``null`` it says which published file is fetched; that file is taken whole.
-        download: where the published files come from.
+        selection: with a ``path``, which facts of that file to take. With a ``path`` of ``null``, which
+            published file to fetch; all facts of that file are taken.
+        download: the address of the published files, and the folder for them.
     """
 
     selection: Selection = Selection.all
@@ -57,7 +57,7 @@ def read_counterfact(path: Path, selection: Selection = Selection.all) -> list[F
     """The facts of a file, in its order.
 
     Raises:
-        LawError: names the file and the line of the first record that is malformed.
+        LawError: a record is malformed; names the file and the line.
     """
     records = [value for _, value in parsed(path, json_list(path, EXPECTED), _record, SHAPE)]
     facts = [fact for fact, _ in records]
@@ -70,7 +70,7 @@ def read_counterfact(path: Path, selection: Selection = Selection.all) -> list[F
         fact for fact, marked in records if (len(objects[_pair(fact)]) == 1 if marked is None else marked)
     ]
     log.info(
-        "%s: %d of %d facts belong to the multi-CounterFact selection (%d by a mark in the file)",
+        "%s: %d of %d facts belong to the multi-CounterFact selection (the file marks %d facts)",
         path,
         len(chosen),
         len(facts),
@@ -80,20 +80,23 @@ def read_counterfact(path: Path, selection: Selection = Selection.all) -> list[F
 
 
 def _pair(fact: Fact) -> tuple[str, str]:
-    """What a second object would contradict; the phrasing stands for a relation that is not known."""
+    """Subject and relation; facts that share both and differ in the object contradict each other.
+
+    The template takes the place of a relation that is not known.
+    """
     return fact.subject, fact.relation or fact.template
 
 
 def _record(_: int, record: Any) -> tuple[Fact, bool | None]:
-    """A record's fact, and whether the file marks it as one of multi-CounterFact; ``None`` where it doesn't say."""
+    """A record's fact, and whether the file marks it as one of multi-CounterFact; ``None``: no mark."""
     rewrite = value_in(record, "requested_rewrite")
     object = text_in(value_in(rewrite, "target_true"), "str")
     known = value_in(rewrite, "relation_id") is not None
     marked = record.get("mcf_like")
     if marked is not None and not isinstance(marked, bool):
-        raise LawError(f"its 'mcf_like' is {marked!r}, not true or false.")
+        raise LawError(f"its 'mcf_like' is {quoted(marked)}, not true or false.")
     fact = Fact(
-        id=str(value_in(record, "case_id")),
+        id=text_in(record, "case_id"),
         subject=text_in(rewrite, "subject"),
         template=intern(text_in(rewrite, "prompt")),
         object=object,
@@ -106,17 +109,17 @@ def _record(_: int, record: Any) -> tuple[Fact, bool | None]:
 
 
 def _list(record: Any, key: str) -> list[Any]:
-    """A record's list, empty where there is none."""
+    """The list under a record's key; an empty one where the record has no such key."""
     value = record.get(key, [])
     if not isinstance(value, list):
-        raise LawError(f"its {key!r} is {value!r}, not a list.")
+        raise LawError(f"its {key!r} is {quoted(value)}, not a list.")
     return value
 
 
 def _neighbour(entry: Any, object: str) -> Question:
-    """A neighbourhood prompt, answered by the record's object unless it names its own."""
-    if isinstance(entry, str):
-        return Question(entry, object)
+    """A neighbourhood prompt with its own answer, or with the record's object if it has none."""
+    if (prompt := as_text(entry)) is not None:
+        return Question(prompt, object)
     return Question(text_in(entry, "prompt"), text_in(entry, "target"))
 
 

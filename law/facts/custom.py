@@ -1,62 +1,73 @@
-"""Facts that a user writes down: a CSV with a header, or a JSON object a line."""
+"""Facts in a file of the user's own: a table with a header (CSV, TSV), or a JSON object a line."""
 
 from __future__ import annotations
 
 import csv
 import difflib
 import io
-import json
+import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
 from law.facts.fact import Fact, Question
-from law.facts.record_files import LeftOut, json_lines, read_text
+from law.facts.record_files import LeftOut, as_text, json_lines, quoted, read_text
 from law.facts.source import FactSource
+from law.facts.subject import places, template
 from law.facts.zsre import ask
+
+log = logging.getLogger(__name__)
 
 COLUMNS = (
     "id", "subject", "prompt", "object", "question", "answer", "relation", "paraphrases", "neighbours",
 )  # fmt: skip
 LISTS = ("paraphrases", "neighbours")
-EXPECTED = "a CSV with a header (.csv), or a JSON object a line (.jsonl), with subject, prompt and object"
+EXPECTED = (
+    "a table with a header (.csv, .tsv), or a JSON object a line (.jsonl), with subject, prompt and object"
+)
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 SEPARATOR = "|"
 ANSWERED = " => "
 
 
 @dataclass
 class Custom(FactSource):
-    """A CSV or JSONL file of facts, or of questions and answers, and which of them to wash and to keep."""
+    """A file of facts, or of questions and answers, and which of them to wash and to keep."""
 
     def read(self, path: Path) -> list[Fact]:
         return read_custom(path)
 
     def fetch(self) -> Path:
-        raise LawError(f"dataset.path is not set; expected {EXPECTED}. Set dataset.path to such a file.")
+        raise LawError(f"dataset.path is not set. Expected {EXPECTED}. Set dataset.path to such a file.")
 
 
 def read_custom(path: Path) -> list[Fact]:
-    """The facts of a ``.csv`` or ``.jsonl`` file, in its order.
+    """The facts of a ``.csv``, ``.tsv`` or ``.jsonl`` file, in its order.
 
-    A fact that repeats another, prompt and object, is left out and counted in the log.
+    A fact that repeats the prompt and the object of an earlier one is left out, and the log counts it.
 
     Raises:
-        LawError: names the file, the line and the column of what is wrong first.
+        LawError: names the file, the line and the column of the first fault.
     """
-    if path.suffix not in (".csv", ".jsonl"):
-        raise LawError(f"{path} ends neither in .csv nor in .jsonl; expected {EXPECTED}.")
+    suffix = path.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".jsonl"):
+        raise LawError(
+            f"The name of {path} ends in none of .csv, .tsv and .jsonl. Expected {EXPECTED}. Rename the file."
+        )
     facts: list[Fact] = []
     seen: set[tuple[str, str]] = set()
     ids: dict[str, int] = {}
     left_out = LeftOut()
-    for line, row in _json_rows(path) if path.suffix == ".jsonl" else _csv_rows(path):
+    for line, row in _json_rows(path) if suffix == ".jsonl" else _table_rows(path, suffix):
         try:
             fact = _fact(row, default_id=str(line))
             if fact.id in ids:
-                raise _wrong("id", f"{fact.id!r} is the fact of line {ids[fact.id]} too; expected its own")
+                raise _wrong(
+                    "id", f"line {ids[fact.id]} has the id {shortened(fact.id)!r} too; expected another"
+                )
         except LawError as error:
             raise LawError(f"{path}, line {line}, {error}") from error
         ids[fact.id] = line
@@ -70,17 +81,19 @@ def read_custom(path: Path) -> list[Fact]:
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    for line, row in json_lines(path, EXPECTED):
+    for line, row in json_lines(path, EXPECTED, parse_float=str):
         if not isinstance(row, dict):
-            raise LawError(
-                f"{path}, line {line}: {json.dumps(row)[:60]} is no JSON object. Expected {EXPECTED}."
-            )
+            raise LawError(f"{path}, line {line}: {quoted(row)} is no JSON object. Expected {EXPECTED}.")
         yield line, {key: value for key, value in row.items() if value not in (None, "", [])}
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows with the line that each begins on; an empty cell is as good as none."""
-    reader = csv.reader(io.StringIO(read_text(path, EXPECTED), newline=""), strict=True)
+def _table_rows(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows, with the line that each begins on. An empty cell is left out of its row."""
+    text = read_text(path, EXPECTED)
+    delimiter = "\t" if suffix == ".tsv" else _delimiter(text)
+    if suffix == ".csv" and delimiter != ",":
+        log.info("%s: %s separate the columns", path, DELIMITERS[delimiter])
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     header: list[str] = []
     line = 1
     try:
@@ -90,22 +103,29 @@ def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             elif not header:
                 header = [cell.strip() for cell in cells]
                 if len(set(header)) < len(header):
-                    raise LawError(f"{path}, line {line}: the header {header} names a column twice.")
+                    raise LawError(f"{path}, line {line}: the header {quoted(header)} names a column twice.")
             elif len(cells) != len(header):
                 raise LawError(
-                    f"{path}, line {line}: it has {len(cells)} columns; expected {len(header)} as in the header: "
-                    f"{', '.join(header)}. Quote a cell that holds a comma."
+                    f"{path}, line {line}: it has {len(cells)} columns; expected {len(header)} as in the header, "
+                    f"{quoted(header)}, separated by {DELIMITERS[delimiter]}. Put quotation marks around a cell that "
+                    "holds the delimiter."
                 )
             else:
                 pairs = ((name, cell.strip()) for name, cell in zip(header, cells, strict=True))
                 yield line, {name: _cell(name, cell) for name, cell in pairs if cell}
             line = reader.line_num + 1
     except csv.Error as error:
-        raise LawError(f"{path}, line {line}: not valid CSV ({error}). Expected {EXPECTED}.") from error
+        raise LawError(f"{path}, line {line}: not a valid table ({error}). Expected {EXPECTED}.") from error
+
+
+def _delimiter(text: str) -> str:
+    """The delimiter by which the first line that is not blank names the most known columns."""
+    header = next((line for line in text.splitlines() if line.strip(' ",;\t')), "")
+    return max(DELIMITERS, key=lambda each: sum(cell.strip(' "') in COLUMNS for cell in header.split(each)))
 
 
 def _cell(name: str, cell: str) -> Any:
-    """A cell's text, or its list in the shape that JSONL gives it."""
+    """What JSONL has in place of a cell: its text, or a list."""
     if name not in LISTS:
         return cell
     parts = [part.strip() for part in cell.split(SEPARATOR) if part.strip()]
@@ -114,33 +134,35 @@ def _cell(name: str, cell: str) -> Any:
     neighbours = []
     for part in parts:
         prompt, arrow, object = part.rpartition(ANSWERED)
-        # without an arrow it is left a text, which is refused with the others that are no neighbours
+        # a part without an arrow stays a text, which _neighbour refuses
         neighbours.append({"prompt": prompt.strip(), "object": object.strip()} if arrow else part)
     return neighbours
 
 
 def _fact(row: dict[str, Any], default_id: str) -> Fact:
-    """Raises a LawError that begins with the column."""
+    """The fact of a row. The message of a LawError begins with the column."""
     for name in row:
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise _wrong(name, f"no such column is known.{hint} Expected some of {', '.join(COLUMNS)}")
+            raise _wrong(
+                shortened(name), f"there is no such column.{hint} Expected some of {', '.join(COLUMNS)}"
+            )
     asked, told = ("question", "answer") if "question" in row else ("prompt", "object")
     if other := {"prompt", "object", "question", "answer"} & row.keys() - {asked, told}:
         raise _wrong(
-            min(other), f"it stands beside {asked!r}; expected prompt and object, or question and answer"
+            min(other), f"the row has {asked!r} too; expected prompt and object, or question and answer"
         )
-    subject, template = _place(_text(row, asked), asked, row)
+    subject, prompt = _place(_text(row, asked), asked, row)
     paraphrases = [text.replace("{}", subject) for text in _texts(row, "paraphrases")]
     neighbours = [_neighbour(entry) for entry in _list(row, "neighbours")]
     if asked == "question":
-        template, paraphrases = ask(template), [ask(text) for text in paraphrases]
+        prompt, paraphrases = ask(prompt), [ask(text) for text in paraphrases]
         neighbours = [Question(ask(question.prompt), question.object) for question in neighbours]
     return Fact(
-        id=_id(row, default_id),
+        id=_text(row, "id") if "id" in row else default_id,
         subject=subject,
-        template=template,
+        template=prompt,
         object=_text(row, told),
         relation=_text(row, "relation") if "relation" in row else "",
         paraphrases=tuple(paraphrases),
@@ -152,41 +174,40 @@ def _place(text: str, column: str, row: dict[str, Any]) -> tuple[str, str]:
     """The subject, and the text with ``{}`` in its place."""
     marked = re.findall(r"\[\[(.+?)\]\]", text)
     if len(marked) > 1 or (marked and "{}" in text) or text.count("{}") > 1:
-        raise _wrong(column, f"{text!r} marks more than one place for the subject; expected one")
+        raise _wrong(column, f"{shortened(text)!r} marks more than one place for the subject; expected one")
     if marked:
-        if row.get("subject", marked[0]) != marked[0]:
-            raise _wrong("subject", f"it is {row['subject']!r}, but {column!r} marks [[{marked[0]}]]")
-        return marked[0], text.replace(f"[[{marked[0]}]]", "{}")
+        subject = _text({"subject": marked[0]}, "subject")
+        if "subject" in row and (given := _text(row, "subject")) != subject:
+            raise _wrong(
+                "subject", f"it is {shortened(given)!r}, but {column!r} marks [[{shortened(subject)}]]"
+            )
+        return subject, text.replace(f"[[{marked[0]}]]", "{}")
     if "subject" not in row:
         raise _wrong("subject", f"it is empty; expected the subject, or [[subject]] marked in {column!r}")
     subject = _text(row, "subject")
     if "{}" in text:
         return subject, text
-    if (count := text.count(subject)) != 1:
+    found = places(subject, text)
+    if len(found) != 1:
         raise _wrong(
             column,
-            f"the subject {subject!r} occurs {count} times in {text!r}; expected once. Write {{}} where it stands",
+            f"the subject {shortened(subject)!r} occurs {len(found)} times as a whole word in {shortened(text)!r}; "
+            "expected once. Write {} in its place",
         )
-    return subject, text.replace(subject, "{}")
+    return subject, template(subject, text, found[0])
 
 
 def _text(row: dict[str, Any], column: str) -> str:
-    value = row.get(column)
-    if not isinstance(value, str) or not value.strip():
-        raise _wrong(column, f"it is {'empty' if value is None else repr(value)}; expected a text")
-    return value
-
-
-def _id(row: dict[str, Any], default: str) -> str:
-    """A number in JSON is as good an id as a text."""
-    value = row.get("id", default)
-    return str(value) if isinstance(value, int) else _text({"id": value}, "id")
+    text = as_text(value := row.get(column))
+    if not text:
+        raise _wrong(column, f"it is {'empty' if value is None else quoted(value)}; expected a text")
+    return text
 
 
 def _list(row: dict[str, Any], column: str) -> list[Any]:
     value = row.get(column, [])
     if not isinstance(value, list):
-        raise _wrong(column, f"it is {value!r}; expected a list")
+        raise _wrong(column, f"it is {quoted(value)}; expected a list")
     return value
 
 
@@ -200,7 +221,7 @@ def _neighbour(entry: Any) -> Question:
     except (AttributeError, LawError):
         raise _wrong(
             "neighbours",
-            f"{entry!r} is no prompt with its object; expected 'The capital of Italy is => Rome' in a CSV, "
+            f"{quoted(entry)} is no prompt with its object; expected 'The capital of Italy is => Rome' in a table, "
             '{"prompt": ..., "object": ...} in JSON',
         ) from None
 

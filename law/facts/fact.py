@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,15 +17,22 @@ class Question:
     prompt: str
     object: str
 
+    def __post_init__(self) -> None:
+        if not (self.prompt.strip() and self.object.strip()):
+            raise LawError(
+                f"A question has the prompt {shortened(self.prompt)!r} and the object {shortened(self.object)!r}; "
+                "expected words in both."
+            )
+
 
 @dataclass(frozen=True, slots=True)
 class Fact:
     """A (subject, relation, object) triple and the prompts that ask for the object.
 
-    ``template`` is the phrasing that gets washed, with one ``{}`` where the subject stands. The rest
-    is used only for scoring: ``paraphrases`` are whole prompts in other phrasings, ``neighbours``
-    ask for facts of others that washing must keep, and ``generation_prompts`` start free text
-    about the subject.
+    ``template`` is the prompt that is washed, with one ``{}`` in the subject's place. The other prompts
+    are only scored: ``paraphrases`` ask for the object in other words, ``neighbours`` ask for facts about
+    other subjects, which washing must keep, and ``generation_prompts`` begin free text about the subject.
+    ``relation`` is empty where the data set names none.
     """
 
     id: str
@@ -41,15 +48,17 @@ class Fact:
         for name in ("subject", "object"):
             if not getattr(self, name).strip():
                 raise LawError(f"The fact's {name} is empty; expected the words that name it.")
+        if not all(prompt.strip() for prompt in (*self.paraphrases, *self.generation_prompts)):
+            raise LawError("A paraphrase or generation prompt of the fact is empty; expected words in each.")
         if self.template.count("{}") != 1:
             raise LawError(
-                f"The prompt {self.template!r} has {self.template.count('{}')} places for the subject; "
+                f"The prompt {shortened(self.template)!r} has {self.template.count('{}')} places for the subject; "
                 "expected exactly one {}, as in 'The mother tongue of {} is'."
             )
 
     @property
     def prompt(self) -> str:
-        """The washed phrasing with the subject filled in."""
+        """The template with the subject filled in."""
         return self.template.replace("{}", self.subject)
 
 
@@ -63,7 +72,7 @@ def facts_hash(facts: Iterable[Fact]) -> str:
 
 @dataclass(frozen=True)
 class FactSplit:
-    """What a run washes, and what it must keep."""
+    """The facts that a run washes, and the other facts that it must keep."""
 
     wash: Sequence[Fact]
     keep: Sequence[Fact]

@@ -1,10 +1,12 @@
-"""What every data set does alike: find its file, and choose the facts to wash and those to keep."""
+"""What all data sets have in common: finding the file, and choosing the facts to wash and to keep."""
 
 from __future__ import annotations
 
 import difflib
+import logging
 import random
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +14,9 @@ from pathlib import Path
 from law.base.checks import Checked, Count, Natural, Seed
 from law.base.errors import LawError
 from law.facts.fact import Fact, FactSplit
+from law.facts.record_files import clean
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -19,11 +24,12 @@ class FactSource(Checked, ABC):
     """A file of facts, and which of them to wash and to keep.
 
     Args:
-        path: the file; ``null`` fetches the published one, where there is one.
-        wash: how many facts to wash, drawn by ``seed``; ``null`` takes all that ``keep`` leaves.
-        keep: how many of the others score what is retained; ``null`` takes all.
-        seed: of the draw. Which facts are washed changes with it.
-        relations: draw from the facts of these relations alone; ``null`` from all.
+        path: the file; ``~`` is the home folder. ``null``: the published file, if there is one.
+        wash: how many facts to wash, drawn at random. ``null``: all that ``keep`` leaves.
+        keep: how many of the other facts to score as kept ones. ``null``: all of them. A fact that repeats a
+            washed one (see :func:`_keys`) is not kept; where possible, another one is kept in its place.
+        seed: seed of the draw.
+        relations: draw only from the facts of these relations. ``null``: from all.
     """
 
     path: str | None
@@ -34,22 +40,28 @@ class FactSource(Checked, ABC):
 
     @abstractmethod
     def read(self, path: Path) -> list[Fact]:
-        """All facts of a file, in its order."""
+        """The facts of a file, in its order."""
 
     @abstractmethod
     def fetch(self) -> Path:
-        """The published file, for a ``path`` of ``null``; an error where none is published."""
+        """The published file; a LawError if none is published."""
 
     def load(self) -> FactSplit:
         """Read the file and split it.
 
         Raises:
-            LawError: no such file, a malformed record, an unknown relation, or fewer facts than asked for.
+            LawError: there is no such file, a record is malformed, a relation is unknown, or the file holds
+                fewer facts than asked for.
         """
-        path = self.fetch() if self.path is None else Path(self.path)
+        path = self.fetch() if self.path is None else Path(self.path).expanduser()
         facts = self.read(path)
+        if not facts:
+            raise LawError(
+                f"{path} holds no fact. Expected at least one record that gives a fact; docs/datasets.md shows the "
+                "formats. Add facts to the file, or set dataset.path to another one."
+            )
         if self.relations is not None:
-            facts = _of_relations(facts, self.relations, path)
+            facts = _of_relations(facts, [clean(relation) for relation in self.relations], path)
         wash = len(facts) - (self.keep or 0) if self.wash is None else self.wash
         keep = len(facts) - wash if self.keep is None else self.keep
         if wash < 1 or keep < 0 or wash + keep > len(facts):
@@ -60,11 +72,67 @@ class FactSource(Checked, ABC):
                 f"is at most {len(facts)}."
             )
         order = random.Random(self.seed).sample(facts, len(facts))
-        return FactSplit(wash=order[:wash], keep=order[wash : wash + keep])
+        washed, others = order[:wash], order[wash:]
+        if self.wash is None:
+            washed, kept, repeats = _exchanged(washed, others)
+        else:
+            kept, repeats = _apart(washed, others, keep)
+        if repeats:
+            log.info("%s: %d facts repeat a washed fact and are not among the kept ones", path, repeats)
+        if self.keep is not None and len(kept) < self.keep:
+            raise LawError(
+                f"{path}: only {len(kept)} facts can be kept; dataset.keep asks for {self.keep}. The other facts "
+                "repeat a washed fact: its prompt, its subject and relation, or its subject and object. Lower "
+                "dataset.keep or dataset.wash."
+            )
+        return FactSplit(wash=washed, keep=kept)
+
+
+def _keys(fact: Fact) -> list[tuple[str, ...]]:
+    """A fact repeats another if they share one of these: prompt, subject and object, subject and relation."""
+    subject = fact.subject.casefold()
+    keys: list[tuple[str, ...]] = [(fact.prompt.casefold(),), ("object", subject, fact.object.casefold())]
+    return [*keys, ("relation", subject, fact.relation)] if fact.relation else keys
+
+
+def _apart(washed: Sequence[Fact], others: Sequence[Fact], keep: int) -> tuple[list[Fact], int]:
+    """The first ``keep`` of the others that repeat no washed fact, and the number of those passed over."""
+    taken = {key for fact in washed for key in _keys(fact)} if keep else set()
+    kept: list[Fact] = []
+    repeats = 0
+    for fact in others:
+        if len(kept) == keep:
+            break
+        if taken.isdisjoint(_keys(fact)):
+            kept.append(fact)
+        else:
+            repeats += 1
+    return kept, repeats
+
+
+def _exchanged(washed: Sequence[Fact], kept: Sequence[Fact]) -> tuple[list[Fact], list[Fact], int]:
+    """Wash the kept facts that repeat a washed one, and keep as many others, which repeat no washed fact.
+
+    Returns the washed facts, the kept facts, and the number of repeats. There are fewer kept facts than
+    before if too few washed ones can take the place of the repeats.
+    """
+    if not kept:
+        return [*washed], [], 0
+    counts = Counter(key for fact in washed for key in _keys(fact))
+    moved: list[Fact] = []
+    # a fact that is moved may itself be repeated by a kept one, so this is done until none is left
+    while repeats := [fact for fact in kept if not counts.keys().isdisjoint(_keys(fact))]:
+        kept = [fact for fact in kept if counts.keys().isdisjoint(_keys(fact))]
+        counts.update(key for fact in repeats for key in _keys(fact))
+        moved += repeats
+    alone = [i for i in reversed(range(len(washed))) if all(counts[key] == 1 for key in _keys(washed[i]))]
+    exchanged = set(alone[: len(moved)])
+    stay = [fact for i, fact in enumerate(washed) if i not in exchanged]
+    return [*stay, *moved], [*kept, *(washed[i] for i in sorted(exchanged))], len(moved)
 
 
 def _of_relations(facts: Sequence[Fact], relations: Sequence[str], path: Path) -> list[Fact]:
-    """The facts of some relations, each of which has to occur."""
+    """The facts of some relations. A LawError if a relation has no fact."""
     known = sorted({fact.relation for fact in facts} - {""})
     for relation in relations:
         if relation not in known:

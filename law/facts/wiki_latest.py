@@ -1,4 +1,4 @@
-"""Facts made of Wikidata's triples by ``experiments/build_wiki.py``, one JSON object a line."""
+"""Facts that ``experiments/build_wiki.py`` makes from Wikidata's triples, one JSON object a line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from law.facts.source import FactSource
 
 EXPECTED = "a JSON object a line, as experiments/build_wiki.py writes them"
 MADE = Path("outputs/datasets/wiki_latest.jsonl")
-"""Where a file is looked for while ``dataset.path`` is not set."""
+"""The file that is read while ``dataset.path`` is not set."""
 SHAPE = "subject, relation, template (with one {}) and object, all texts"
 
 
@@ -29,28 +29,26 @@ class WikiLatest(FactSource):
         if MADE.is_file():
             return MADE
         raise LawError(
-            f"dataset.path is not set, {MADE} does not exist, and no address of Wiki-Latest is known; expected a "
-            f"file of facts. Make one of Wikidata's triples by `python experiments/build_wiki.py triples.tsv "
-            f"{MADE}`, or set dataset.path; docs/datasets.md says more."
+            f"dataset.path is not set, {MADE} does not exist, and no address of Wiki-Latest is known. Expected a "
+            f"file of facts. Run `python experiments/build_wiki.py triples.tsv {MADE}` to make one from Wikidata's "
+            "triples, or set dataset.path. See docs/datasets.md."
         )
 
 
 def read_wiki(path: Path) -> list[Fact]:
-    """The facts of a file, in its order; a fact's id is its line, from 1.
+    """The facts of a file, in its order; a fact's id is its line number, from 1.
 
     Raises:
-        LawError: names the file and the line of the first record that is malformed.
+        LawError: a record is malformed; names the file and the line.
     """
-    return [fact for _, fact in parsed(path, json_lines(path, EXPECTED), _fact, SHAPE)]
+    return [fact for _, fact in parsed(path, json_lines(path, EXPECTED, parse_float=str), _fact, SHAPE)]
 
 
 def _fact(line: int, record: Any) -> Fact:
     return Fact(
         id=str(line),
         subject=text_in(record, "subject"),
-        template=intern(
-            text_in(record, "template")
-        ),  # it and the relation recur hundreds of thousands of times
+        template=intern(text_in(record, "template")),  # few templates and relations, many facts
         object=text_in(record, "object"),
         relation=intern(text_in(record, "relation")),
     )

@@ -1,7 +1,7 @@
-"""Wikidata's triples made into facts: phrased by relation, no duplicates, one object a question.
+"""Makes facts from Wikidata's triples: a template for each relation, no duplicates, one object per question.
 
-Sixteen million triples do not fit into memory, so they are shared out to files by a hash of subject and
-relation, and compared one file at a time. What is kept does not depend on the number of files.
+Sixteen million triples do not fit into memory. A hash of subject and relation distributes them to
+temporary files, which are compared one at a time. The result does not depend on the number of files.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import os
 import re
 import tempfile
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from law.base.errors import LawError
-from law.facts.record_files import text_in
+from law.facts.record_files import clean, quoted, text_in
 
 log = logging.getLogger(__name__)
 
@@ -43,19 +44,19 @@ class Triple(NamedTuple):
 
 @dataclass(frozen=True)
 class Counts:
-    """What became of the rows: ``read`` is the sum of the others but ``pairs`` and ``first_malformed``."""
+    """How many rows were read, and what each was: read = malformed + duplicates + ambiguous + written."""
 
     read: int  # rows that are not blank
     malformed: int
     duplicates: int  # rows that repeat a triple
-    ambiguous: int  # different triples that share subject and relation with another
-    pairs: int  # (subject, relation) pairs that these belong to
+    ambiguous: int  # distinct triples whose subject and relation occur with several objects
+    pairs: int  # (subject, relation) pairs of the ambiguous triples
     written: int
-    first_malformed: str  # its line and what is wrong with it; empty if none is
+    first_malformed: str  # the line of the first malformed row and what is wrong; empty if there is none
 
 
 def read_templates(path: Path = TEMPLATES) -> dict[str, str]:
-    """How each relation is phrased, with ``{}`` for the subject; others get :data:`FALLBACK`.
+    """The template of each relation, with one ``{}`` in the subject's place, from a JSON object.
 
     Raises:
         LawError: the file is not a JSON object of such templates.
@@ -69,43 +70,45 @@ def read_templates(path: Path = TEMPLATES) -> dict[str, str]:
     for relation, template in templates.items():
         if not isinstance(template, str) or template.count("{}") != 1:
             raise LawError(
-                f"{path}: the template of {relation!r} is {template!r}; expected a text with exactly one {{}}, "
+                f"{path}: the template of {relation!r} is {quoted(template)}; expected a text with exactly one {{}}, "
                 "as in 'The mother tongue of {} is'."
             )
     return templates
 
 
 def template_of(relation: str, templates: dict[str, str]) -> str:
-    """The phrasing of a relation."""
+    """The template of a relation; :data:`FALLBACK` for a relation that has none."""
     return templates.get(relation) or FALLBACK.replace("{relation}", relation)
 
 
 def build_facts(
     source: Path, output: Path, templates: dict[str, str], partitions: int = 64, scratch: Path | None = None
 ) -> Counts:
-    """Write the facts that the triples of ``source`` make, in its order, as JSON lines.
+    """Write a fact for each triple of ``source``, in its order, as JSON lines.
 
-    A (subject, relation) pair with several objects is left out whole. A malformed row is left out and
-    counted. Memory is that of one partition's triples, and one byte a row.
+    All triples of a (subject, relation) pair that occurs with several objects are left out, and so are
+    malformed rows. Memory holds the triples of one partition, and one byte per row.
 
     Args:
         source: see :data:`EXPECTED`; UTF-8.
-        output: written whole or not at all.
-        templates: of :func:`read_templates`.
-        partitions: temporary files that the rows are shared out to.
-        scratch: a folder with room for about the size of ``source``; ``None`` takes the system's.
+        output: the file to write. After an error it is as it was before.
+        templates: those of :func:`read_templates`.
+        partitions: the number of temporary files.
+        scratch: a folder for the temporary files, which are about as large as ``source``; ``None``: the
+            system's folder.
 
     Raises:
-        LawError: no such file or no known format, a number of partitions below 1, or no row gives a fact.
+        LawError: there is no such file, its format is not known, ``partitions`` is below 1, or no row
+            gives a fact.
     """
     parse = _parser(source, templates)
     if partitions < 1:
         raise LawError(f"{partitions} partitions were asked for; expected at least 1.")
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         parts = [Path(folder) / str(number) for number in range(partitions)]
-        read, malformed, first, last = _share_out(source, parse, parts)
-        log.info("%s: %d rows shared out to %d files", source, read, partitions)
-        kept = bytearray(last + 1)  # by line: 1 if its fact is written
+        read, malformed, first, last = _distribute(source, parse, parts)
+        log.info("%s: %d rows distributed to %d files", source, read, partitions)
+        kept = bytearray(last + 1)  # 1 at the number of a line whose fact is written
         found = [_settle(part, kept) for part in parts]
     duplicates, ambiguous, pairs = (sum(column) for column in zip(*found, strict=True))
     counts = Counts(read, malformed, duplicates, ambiguous, pairs, sum(kept), first)
@@ -127,18 +130,17 @@ def _rows(source: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that are not blank, with their numbers from 1."""
     with source.open("rb") as file:
         for line, data in enumerate(file, start=1):
-            if line == 1:
-                data = data.removeprefix(b"\xef\xbb\xbf")  # the byte order mark
-            if not data.isspace() and data:
-                yield line, data
+            if data.removeprefix(BOM_UTF8).strip():
+                yield line, data.removeprefix(BOM_UTF8)
 
 
-def _share_out(
+def _distribute(
     source: Path, parse: Callable[[bytes], Triple], parts: list[Path]
 ) -> tuple[int, int, str, int]:
-    """Write line, pair and object of every good row to the file of its pair.
+    """Write the line number and the triple of every well-formed row to the file of its (subject, relation) pair.
 
-    Returns the rows read, the malformed, what the first of them is, and the number of the last line.
+    Returns the numbers of rows read and of malformed rows, a description of the first malformed row, and
+    the number of the last line.
     """
     read, malformed, first, line = 0, 0, "", 0
     with ExitStack() as stack:
@@ -157,9 +159,9 @@ def _share_out(
 
 
 def _settle(part: Path, kept: bytearray) -> tuple[int, int, int]:
-    """Mark the lines of one file's facts; returns its duplicate rows, ambiguous triples and pairs."""
-    first: dict[str, tuple[str, str]] = {}  # the line and the object that a pair occurs with first
-    others: dict[str, set[str]] = {}  # an ambiguous pair's further objects
+    """Set ``kept`` to 1 for one file's facts; returns its numbers of duplicates, ambiguous triples and pairs."""
+    first: dict[str, tuple[str, str]] = {}  # line and object of the first triple of each pair
+    others: dict[str, set[str]] = {}  # the further objects of each ambiguous pair
     duplicates = 0
     with part.open(encoding="utf-8", newline="\n") as file:
         for row in file:
@@ -178,12 +180,12 @@ def _settle(part: Path, kept: bytearray) -> tuple[int, int, int]:
 
 
 def _parser(source: Path, templates: dict[str, str]) -> Callable[[bytes], Triple]:
-    """How a line of the file is read, by its name."""
+    """The function that reads a line of the file, chosen by the end of its name."""
     if not source.is_file():
-        raise LawError(f"The file {source} does not exist; expected {EXPECTED}.")
-    if source.suffix == ".tsv":
+        raise LawError(f"The file {source} does not exist. Expected {EXPECTED}.")
+    if source.suffix.lower() == ".tsv":
         return _parse_tsv
-    if source.suffix == ".jsonl":
+    if source.suffix.lower() == ".jsonl":
         # the longest first: 'The country of citizenship of {} is' before 'The country of {} is'
         longest = sorted(templates.items(), key=lambda item: -len(item[1]))
         phrases = [(relation, *template.partition("{}")[::2]) for relation, template in longest]
@@ -195,34 +197,28 @@ def _parse_tsv(data: bytes) -> Triple:
     cells = _decoded(data).rstrip("\r\n").split("\t")
     if len(cells) != 3:
         raise LawError(f"it has {len(cells)} columns, not 3.")
-    return _checked(*cells)
+    return _checked(*map(clean, cells))
 
 
 def _parse_json(data: bytes, phrases: list[tuple[str, str, str]]) -> Triple:
     try:
-        row: Any = json.loads(_decoded(data))
+        row: Any = json.loads(_decoded(data), parse_float=str)
     except ValueError as error:
         raise LawError(f"it is not valid JSON ({error}).") from error
     if isinstance(row, dict) and "context" in row:
-        subject, relation = _parse_statement(text_in(row, "context").strip(), phrases)
-        triple = _checked(subject, relation, text_in(row, "continuation"))
-    else:
-        triple = _checked(*(text_in(row, key) for key in Triple._fields))
-    try:
-        "".join(triple).encode()
-    except UnicodeEncodeError as error:  # half of a pair of escapes, which no UTF-8 file holds
-        raise LawError(f"it is no text ({error.reason}).") from error
-    return triple
+        subject, relation = _parse_statement(text_in(row, "context"), phrases)
+        return _checked(clean(subject), clean(relation), text_in(row, "continuation"))
+    return _checked(*(text_in(row, key) for key in Triple._fields))
 
 
 def _parse_statement(context: str, phrases: list[tuple[str, str, str]]) -> tuple[str, str]:
-    """Subject and relation of a statement less its object, by the phrase it is made with."""
+    """Subject and relation of a statement without its object, such as 'The capital of Italy is'."""
     for relation, before, after in phrases:
         if context.startswith(before) and context.endswith(after) and len(context) > len(before) + len(after):
             return context[len(before) : len(context) - len(after)], relation
     if match := FALLBACK_STATEMENT.fullmatch(context):
         return match[2], match[1]
-    raise LawError(f"the statement {context!r} is made with no template that is known.")
+    raise LawError(f"the statement {quoted(context)} has the form of no known template.")
 
 
 def _decoded(data: bytes) -> str:
@@ -233,11 +229,11 @@ def _decoded(data: bytes) -> str:
 
 
 def _checked(subject: str, relation: str, object: str) -> Triple:
-    """A triple of labels that a temporary file's line holds and a template takes."""
-    triple = Triple(subject.strip(), relation.strip(), object.strip())
+    """The triple, if each label fits into a line of a temporary file and the relation into a template."""
+    triple = Triple(subject, relation, object)
     for name, label in zip(Triple._fields, triple, strict=True):
         if "\t" in label or len(label.splitlines()) != 1:
-            raise LawError(f"its {name} {label!r} is not one line of text.")
+            raise LawError(f"its {name} {quoted(label)} is not one line of text.")
     if "{}" in triple.relation:
-        raise LawError(f"its relation {triple.relation!r} holds {{}}.")
+        raise LawError(f"its relation {quoted(triple.relation)} holds {{}}.")
     return triple

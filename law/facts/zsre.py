@@ -10,6 +10,7 @@ from law.facts.download import Download
 from law.facts.fact import Fact, Question
 from law.facts.record_files import LeftOut, json_list, parsed, text_in, texts_in, value_in
 from law.facts.source import FactSource
+from law.facts.subject import places, template
 
 EXPECTED = "a JSON list of zsRE records in MEND's schema"
 SHAPE = "MEND's schema: subject, src, rephrase, answers (a list), loc and loc_ans"
@@ -21,7 +22,7 @@ class ZsRE(FactSource):
     """MEND's zsRE records, and which of them to wash and to keep.
 
     Args:
-        download: where the published file comes from.
+        download: the address of the published file, and the folder for it.
     """
 
     download: Download = field(default_factory=Download)
@@ -35,7 +36,7 @@ class ZsRE(FactSource):
 
 @dataclass(frozen=True)
 class _Entry:
-    """A record of the right shape, its words not yet looked at."""
+    """A record of the right shape, whose texts may still give no fact."""
 
     subject: str
     src: str
@@ -46,13 +47,13 @@ class _Entry:
 
 
 def read_zsre(path: Path) -> list[Fact]:
-    """The facts of a file, in its order; a fact's id is its record's place in the file, from 0.
+    """The facts of a file, in its order; a fact's id is the index of its record in the file, from 0.
 
-    A record of the right shape that gives no fact (its subject stands not once in the question, it has
-    no answer, or it repeats another) is left out, and counted in the log.
+    A record of the right shape may still give no fact: its question does not name the subject exactly once,
+    it has no answer, or it repeats another record. Such a record is left out, and the log counts it.
 
     Raises:
-        LawError: names the file and the line of the first record that is malformed.
+        LawError: a record is malformed; names the file and the line.
     """
     facts: list[Fact] = []
     seen: set[tuple[str, str]] = set()
@@ -85,12 +86,12 @@ def _entry(_: int, record: Any) -> _Entry:
 
 
 def _blemish(entry: _Entry) -> str | None:
-    """Why a record gives no fact, if it doesn't."""
-    if not entry.subject.strip():
+    """Why a record gives no fact; ``None`` if it gives one."""
+    if not entry.subject:
         return "there is no subject"
-    if not entry.answers or not entry.answers[0].strip():
+    if not entry.answers or not entry.answers[0]:
         return "there is no answer"
-    if "{}" in entry.src or entry.src.count(entry.subject) != 1:
+    if "{}" in entry.src or len(places(entry.subject, entry.src)) != 1:
         return "the question does not name the subject once"
     return None
 
@@ -103,14 +104,14 @@ def _fact(id: str, entry: _Entry) -> Fact:
     return Fact(
         id=id,
         subject=entry.subject,
-        template=ask(entry.src.replace(entry.subject, "{}")),
+        template=ask(template(entry.subject, entry.src, places(entry.subject, entry.src)[0])),
         object=entry.answers[0],
         relation="",  # the schema has none
-        paraphrases=(ask(entry.rephrase),) if entry.rephrase.strip() else (),
+        paraphrases=(ask(entry.rephrase),) if entry.rephrase else (),
         neighbours=neighbours,
     )
 
 
 def ask(question: str) -> str:
-    """The prompt that a language model answers a question after."""
+    """The prompt that asks a language model a question."""
     return f"{question} Answer:"

@@ -11,6 +11,7 @@ import importlib.metadata
 import json
 import logging
 import math
+import os
 import platform
 import subprocess
 import time
@@ -25,7 +26,7 @@ import torch
 from transformers import PreTrainedModel, set_seed
 
 from law.base.cache import content_hash, write_json
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
 from law.decoders.greedy_decoding import recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.saving import Save, save_washed, snapshot
@@ -41,6 +42,7 @@ log = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
 
 PREDICTIONS = "predictions.jsonl"
+UNKNOWN_FACTS = "unknown_facts.jsonl"
 
 
 class Source(Protocol):
@@ -123,13 +125,18 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         manifest["model_hash"] = examined.hash
         answers = examined.answers([fact.prompt for fact in (*split.wash, *split.keep)])
         washed, kept = _known(split.wash, answers), _known(split.keep, answers)
-        log.info("%d of %d facts to wash are known", len(washed), len(split.wash))
+        _write_lines(folder / UNKNOWN_FACTS, _unknown(split, answers))
+        log.info(
+            "%d of %d facts to wash and %d of %d facts to keep are known; %s lists the others",
+            *(len(washed), len(split.wash), len(kept), len(split.keep), folder / UNKNOWN_FACTS),
+        )
         if not washed:
             first = split.wash[0].prompt
             raise LawError(
                 f"The model recalls none of the {len(split.wash)} facts to wash, so there is nothing to wash. "
-                f"Expected a model that knows some of them; it answered {answers[first]!r} to {first!r}. Check "
-                "model.path and dataset.path, or raise dataset.wash."
+                f"Expected a model that knows some of them. To {shortened(first)!r} it answered "
+                f"{shortened(answers[first])!r}; {folder / UNKNOWN_FACTS} lists all answers. Check model.path and "
+                "dataset.path, or raise dataset.wash."
             )
         before = examined.scores(washed, kept)
 
@@ -172,6 +179,20 @@ def _known(facts: Sequence[Fact], answers: Mapping[str, str]) -> list[Fact]:
     return [fact for fact in facts if recalls(answers[fact.prompt], fact.object)]
 
 
+def _unknown(split: FactSplit, answers: Mapping[str, str]) -> Iterator[dict[str, str]]:
+    """The lines of ``unknown_facts.jsonl``: the facts that the model was asked for and does not know."""
+    for name, facts in (("wash", split.wash), ("keep", split.keep)):
+        for fact in facts:
+            if not recalls(answer := answers[fact.prompt], fact.object):
+                yield {
+                    "id": fact.id,
+                    "set": name,
+                    "prompt": fact.prompt,
+                    "object": fact.object,
+                    "answer": answer,
+                }
+
+
 def _prediction(fact: Fact, answers: Mapping[str, str], before: Scores, after: Scores) -> dict[str, Any]:
     """A line of ``predictions.jsonl``; a fact the model never knew is not asked for again."""
     question = Question(fact.prompt, fact.object)
@@ -191,8 +212,11 @@ def _prediction(fact: Fact, answers: Mapping[str, str], before: Scores, after: S
 
 
 def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    """Write JSON lines so that a reader sees the old file or the whole new one."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
         file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    partial.replace(path)
 
 
 def _finite(value: Any) -> Any:
