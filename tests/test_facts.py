@@ -204,12 +204,18 @@ def test_relations_choose(mixed: str) -> None:
     [
         (31, None, "31 to wash and 0"),
         (20, 11, "20 to wash and 11"),
-        (0, None, "0 to wash and 0"),
-        (-1, 5, "-1 to wash and 5"),
-        (5, -1, "5 to wash and -1"),
         (None, 30, "all the others to wash and 30"),
     ],
 )
 def test_more_facts_than_there_are(thirty: str, wash: int | None, keep: int | None, wanted: str) -> None:
     with pytest.raises(LawError, match=rf"holds 30 facts; .* {wanted} to keep"):
         CounterFact(thirty, wash, keep).load()
+
+
+@pytest.mark.parametrize(
+    ("wash", "keep", "problem"),
+    [(0, None, "wash is 0; expected"), (-1, 5, "wash is -1; expected"), (5, -1, "keep is -1; expected")],
+)
+def test_numbers_of_facts_out_of_range(thirty: str, wash: int, keep: int | None, problem: str) -> None:
+    with pytest.raises(LawError, match=problem):
+        CounterFact(thirty, wash, keep)
