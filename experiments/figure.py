@@ -9,8 +9,8 @@ from rich.console import Console
 
 from law.base.console import accept_any_text
 from law.base.errors import LawError
+from law.reporting.loading import load_sweep
 from law.reporting.pictures import PICTURES, Picture, plot_facts_left, plot_setting
-from law.reporting.sweep import load_sweep
 
 if __name__ == "__main__":
     accept_any_text()

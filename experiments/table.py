@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
@@ -12,19 +15,31 @@ from rich.text import Text
 from law.base.console import accept_any_text
 from law.base.errors import LawError
 from law.reporting.published_numbers import FORMAT
-from law.reporting.tables import write_tables
-from law.reporting.typesetting import Table, to_markdown
+from law.reporting.typesetting import Table
+from law.reporting.writing import write_tables
+
+WIDTH = 100
+"""Characters in a line of what is written to a file or a pipe."""
+
+LABEL = 40
+"""Characters in a line of a row's label."""
 
 
 def show(console: Console, table: Table, metrics: range) -> None:
-    """Print the names and these columns, in two halves where the terminal is too narrow for all."""
-    shown, half, grid = [*range(table.names + 1), *metrics], len(metrics) // 2, Grid()
+    """Print the columns of words and these columns of numbers, in two parts if the console is too narrow."""
+    shown, half = [*range(table.names + 1), *metrics], len(metrics) // 2
+    grid = Grid(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for at in shown:
-        grid.add_column(table.headings[at], justify="left" if at < table.names else "right", overflow="fold")
+        heading = table.headings[at].replace(" ", "\n") if at in metrics else table.headings[at]
+        if at < 1:
+            grid.add_column(heading, overflow="fold", max_width=LABEL, vertical="bottom")
+        else:
+            grid.add_column(heading, justify="right", no_wrap=True)
     for row in table.rows:
         grid.add_row(*(Text(row[at].text, "bold" if row[at].best else "") for at in shown))
     if half and console.measure(grid, options=console.options.update(max_width=9999)).maximum > console.width:
         show(console, table, metrics[:half])
+        console.print()
         show(console, table, metrics[half:])
     else:
         console.print(grid)
@@ -41,18 +56,20 @@ if __name__ == "__main__":
     parser.add_argument(
         "--published", type=Path, metavar="FILE", help="published numbers to show beside them"
     )
+    parser.add_argument("--full", action="store_true", help="print all columns, not the short table")
     chosen = parser.parse_args()
     try:
-        paths, tables, problems = write_tables(chosen.folder, chosen.published)
+        paths, report = write_tables(chosen.folder, chosen.published)
     except LawError as error:
         raise SystemExit(str(error)) from None
-    console = Console(highlight=False, markup=False, soft_wrap=True)
-    if console.is_terminal:
-        for table in tables:
-            console.print(f"{table.model}, {table.dataset}")
-            show(console, table, range(table.names + 1, len(table.headings)))
-            console.print(table.note)
-        console.print("\n".join(problems))
-    else:
-        console.print(to_markdown(tables, problems))
-    console.print(f"Wrote {', '.join(map(str, paths))}.")
+    width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", WIDTH))
+    console = Console(highlight=False, markup=False, width=width)
+    for table in report.full if chosen.full else report.short:
+        console.print(table.title)
+        show(console, table, range(table.names + 1, len(table.headings)))
+        console.print(f"\n{table.legend} {table.note}\n")
+    for remark in report.remarks:
+        console.print(f"- {remark}")
+    if not chosen.full:
+        console.print(f"All columns: {paths[0]}, or --full.", soft_wrap=True)
+    console.print(f"Wrote {', '.join(map(str, paths))}.", soft_wrap=True)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from law.base.errors import LawError
-from law.reporting.pictures import PICTURES, Picture, facts_left, plot_facts_left, plot_setting, plot_tradeoff
-from law.reporting.sweep import load_sweep
+from law.reporting.loading import load_sweep
+from law.reporting.pictures import PICTURES, Picture, facts_left, plot_facts_left, plot_setting
+from law.reporting.tradeoff import plot_tradeoff
 from law.runs.configuration import build
 
 ROOT = Path(__file__).parents[1]
@@ -154,12 +156,57 @@ def test_facts_left_after_each_layer(tmp_path: Path, drawn: list[Figure]) -> Non
     assert facts_left(tmp_path / "nowhere") == {}
 
 
-def test_the_tradeoff_has_a_mark_for_each_run_that_has_both(folder: Path, drawn: list[Figure]) -> None:
-    plot_tradeoff(load_sweep(folder), folder / "x.png")
-    (axes,) = drawn[0].axes
-    marks = [tuple(mark) for marks in axes.collections for mark in marks.get_offsets().tolist()]
-    expected = [(9, 78), (11, 82), (19, 68), (21, 72), (40, 50)]
-    assert sorted(marks) == [pytest.approx(mark) for mark in expected]
+def test_the_tradeoff_against_kept_facts_and_against_reasoning(tmp_path: Path, drawn: list[Figure]) -> None:
+    """A mark for each setup: of two runs their mean and deviation, of one run its standard error."""
+    before = {"reasoning/mean_before": 0.9, "retain/accuracy_before": 1.0}
+    for seed, shift in enumerate((-0.01, 0.01)):
+        metrics = {"forget/accuracy": 0.2 + shift, "retain/accuracy": 0.7 + 2 * shift, "reasoning/mean": 0.8}
+        save(tmp_path, before | metrics, seed)
+    metrics = {"forget/accuracy": 0.4, "retain/accuracy": 0.9, "reasoning/mean": 0.85}
+    save(tmp_path, before | metrics | {f"{key}_stderr": 0.03 for key in metrics}, 0, "memit")
+    save(
+        tmp_path, before | {"forget/accuracy": 1.0, "retain/accuracy": 1.0, "reasoning/mean": 0.9}, 0, "none"
+    )
+    plot_tradeoff(load_sweep(tmp_path), tmp_path / "x.png")
+    (figure,) = drawn
+    kept, reasoning = figure.axes
+    assert kept.get_xlabel() == reasoning.get_xlabel() == "washed facts forgotten (%)"
+    assert kept.get_ylabel() == "other facts kept (%)"
+    law, memit = marks(kept)
+    assert law == pytest.approx((80, 70, 2**0.5, 8**0.5)) and memit == pytest.approx((60, 90, 3, 3))
+    law, memit = marks(reasoning)
+    assert law == pytest.approx((80, 80, 2**0.5, 0)) and memit == pytest.approx((60, 85, 3, 3))
+    for axes, unwashed in ((kept, 100), (reasoning, 90)):
+        points = [tuple(*collection.get_offsets().tolist()) for collection in axes.collections[-2:]]
+        assert points == [(0, pytest.approx(unwashed)), (100, pytest.approx(unwashed))]
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["law", "memit", "unwashed model", "ideal"]
+
+
+def marks(axes: Axes) -> list[tuple[float, ...]]:
+    """Of each mark: x, y and half the length of both bars."""
+    found = []
+    for container in axes.containers:
+        line, _, bars = container.lines
+        halves = [(ends[1] - ends[0]).max() / 2 for ends in (bar.get_segments()[0] for bar in bars)]
+        found.append((line.get_xdata()[0], line.get_ydata()[0], *halves))
+    return found
+
+
+def test_a_long_legend_does_not_squeeze_the_axes(tmp_path: Path, drawn: list[Figure]) -> None:
+    """Forty setups with long names: the axes keep the height that they have beside two."""
+    for number in range(40):
+        settings = {"method.initial.moments.text": f"a/long/path/to/some/text/{number}.txt"}
+        save(tmp_path, {"forget/accuracy": number / 40, "retain/accuracy": 0.5}, settings=settings)
+        if number == 1:
+            plot_tradeoff(load_sweep(tmp_path), tmp_path / "x.png")
+    plot_tradeoff(load_sweep(tmp_path), tmp_path / "x.png")
+    few, many = (figure.axes[0].get_position().height * figure.get_figheight() for figure in drawn)
+    assert many >= 0.95 * few
+    longest = max(
+        len(line) for text in drawn[1].legends[0].get_texts() for line in text.get_text().splitlines()
+    )
+    assert longest <= 46
 
 
 def test_what_cannot_be_drawn_is_refused(tmp_path: Path) -> None:

@@ -19,14 +19,19 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from law.base.errors import LawError
-from law.reporting.published_numbers import FORMAT, Published, load_published
-from law.reporting.sweep import Missing, Run, Setup, Sweep, labels, load_sweep
-from law.reporting.tables import BALANCE, balance, build_tables, summarise, write_tables
+from law.reporting.labels import labels
+from law.reporting.loading import load_sweep
+from law.reporting.published_numbers import FORMAT, load_published
+from law.reporting.summary import balance, write_csv
+from law.reporting.sweep import Missing, Run, Setup, Sweep
+from law.reporting.tables import build_report
 from law.reporting.typesetting import Cell, Table, to_latex, to_markdown
+from law.reporting.writing import write_tables
 from law.runs.identity import settings_of
 
 SCRIPT = Path(__file__).parents[1] / "experiments" / "table.py"
 CHOICES = {"model": "lab", "dataset": "lab", "method": "law"}
+ORIGIN = {"setup_hash": "5e709", "inputs_hash": "f11e5", "code_hash": "c0de1", "recall": "substring"}
 
 
 def save(
@@ -35,7 +40,7 @@ def save(
     metrics: dict[str, float],
     seed: int = 0,
     settings: dict[str, str] | None = None,
-    **more: str,
+    **more: object,
 ) -> Path:
     """A run folder; ``more`` goes into the manifest, model and dataset into its choices."""
     run = folder / f"{len([*folder.glob('*')]):02d}"
@@ -45,7 +50,8 @@ def save(
         "method": method,
         **{key: more.pop(key) for key in ("model", "dataset") if key in more},
     }
-    manifest = {"status": "finished", "settings": settings or {}, "choices": choices, "seed": seed, **more}
+    manifest = {"status": "finished", "settings": settings or {}, "choices": choices, "seed": seed}
+    manifest |= ORIGIN | more
     (run / "manifest.json").write_text(json.dumps(manifest))
     (run / "metrics.json").write_text(json.dumps(metrics))
     return run
@@ -66,9 +72,9 @@ def run(method: str, metrics: dict[str, float], model: str = "lab", dataset: str
     return Run(Setup(model, dataset, method), 0, metrics, Path(method))
 
 
-def tables_of(*runs: Run, published: Sequence[Published] = ()) -> list[Table]:
-    sweep = Sweep([*runs], [])
-    return build_tables(sweep, summarise(sweep), published)
+def tables_of(*runs: Run) -> list[Table]:
+    """The full tables."""
+    return build_report(Sweep([*runs], [])).full
 
 
 def column(table: Table, heading: str) -> list[str]:
@@ -85,11 +91,22 @@ def folder(tmp_path: Path) -> Path:
     for seed, forget in enumerate((0.1, 0.2, 0.3)):
         metrics = {"forget/accuracy": forget, "forget/accuracy_stderr": 0.05, "forget/accuracy_n": 20}
         metrics |= {"reasoning/arc_easy/acc": 0.7, "reasoning/mean": 0.7, "time/wash_s": 2.0 + 2 * seed}
+        metrics["retain/accuracy"] = 0.8
         save(folder, "law", before | metrics, seed)
     metrics = {"forget/accuracy": 0.05, "forget/accuracy_stderr": 0.0494, "forget/accuracy_n": 20}
-    metrics |= {"reasoning/arc_easy/acc": 0.5, "reasoning/mean": 0.5, "time/wash_s": 9.25}
+    metrics |= {
+        "reasoning/arc_easy/acc": 0.5,
+        "reasoning/mean": 0.5,
+        "time/wash_s": 9.25,
+        "retain/accuracy": 0.5,
+    }
     save(folder, "ft_l", before | metrics)
-    metrics = {"forget/accuracy": 1.0, "reasoning/arc_easy/acc": 0.8, "reasoning/mean": 0.8}
+    metrics = {
+        "forget/accuracy": 1.0,
+        "retain/accuracy": 1.0,
+        "reasoning/arc_easy/acc": 0.8,
+        "reasoning/mean": 0.8,
+    }
     save(folder, "none", before | metrics)
     save(folder, "law", before, 3, status="failed", error="LawError: λ is\nNaN")
     save(folder, "law", before, 4, status="running")
@@ -103,19 +120,35 @@ def folder(tmp_path: Path) -> Path:
 def test_markdown(folder: Path) -> None:
     write_tables(folder)
     text = (folder / "table.md").read_text()
-    table, note, problems = text.strip().split("\n\n")
+    short, note, heading, full, legend, problems = text.strip().split("\n\n")
     # law: mean of 10, 20, 30 is 20, deviations -10, 0, 10, so the sample variance is 200 / 2. Balance, with
-    # reasoning at 7/8 of the unwashed: 2 / (1/.9 + 8/7), 2 / (1/.8 + 8/7), 2 / (1/.7 + 8/7) = 88.73, 83.58, 77.78,
-    # of mean 83.36 and standard deviation 5.48; of ft_l 2 / (1/.95 + 8/5) = 75.40
-    assert table == (
-        "| method |   runs | forget acc. ↓ |     arc_easy ↑ |    reasoning ↑ |      balance ↑ | wash time ↓ |\n"
-        "| ------ | -----: | ------------: | -------------: | -------------: | -------------: | ----------: |\n"
-        "| none   |      1 |         100.0 |           80.0 |           80.0 |            0.0 |           — |\n"
-        "| law    | 3 of 6 |   20.0 ± 10.0 | **70.0 ± 0.0** | **70.0 ± 0.0** | **83.4 ± 5.5** |   4.0 ± 2.0 |\n"
-        "| ft_l   |      1 | **5.0 ± 4.9** |           50.0 |           50.0 |           75.4 |         9.2 |"
+    # reasoning at 7/8 of the unwashed and 80 % kept: 3 / (1/.9 + 1/.8 + 8/7), 3 / (1/.8 + 1/.8 + 8/7),
+    # 3 / (1/.7 + 1/.8 + 8/7) = 85.62, 82.35, 78.50, of mean 82.16 and standard deviation 3.56; of ft_l, with
+    # 50 % kept, 3 / (1/.95 + 2 + 8/5) = 64.48
+    assert full == (
+        "| method |   runs | forget acc. ↓ |  retain acc. ↑ |     arc_easy ↑ |    reasoning ↑ |      balance ↑ | wash time ↓ |\n"
+        "| ------ | -----: | ------------: | -------------: | -------------: | -------------: | -------------: | ----------: |\n"
+        "| none   |      1 |           100 |            100 |           80.0 |           80.0 |            0.0 |           – |\n"
+        "| law    | 3 of 6 |   20.0 ± 10.0 | **80.0 ± 0.0** | **70.0 ± 0.0** | **70.0 ± 0.0** | **82.2 ± 3.6** |   4.0 ± 2.0 |\n"
+        "| ft_l   |      1 | **5.0 ± 4.9** |           50.0 |           50.0 |           50.0 |           64.5 |         9.2 |"
     )
-    assert "±: sample standard deviation over runs, standard error over items where there is one run." in note
-    assert BALANCE.meaning in note
+    assert short == (
+        "| method |   runs |        left ↓ |         kept ↑ |    reasoning ↑ | time ↓ |\n"
+        "| ------ | -----: | ------------: | -------------: | -------------: | -----: |\n"
+        "| none   |      1 |           100 |            100 |           80.0 |      – |\n"
+        "| law    | 3 of 6 |   20.0 ± 10.0 | **80.0 ± 0.0** | **70.0 ± 0.0** |    4.0 |\n"
+        "| ft_l   |      1 | **5.0 ± 4.9** |           50.0 |           50.0 |    9.2 |"
+    )
+    assert heading == "All columns:"
+    assert note.startswith("Left: washed facts that the model still recalls. Kept: other facts")
+    assert "Reasoning: mean accuracy on arc_easy. Time: seconds of washing." in note
+    assert "Numbers are in percent, except time." in note
+    assert (
+        "± is the sample standard deviation over runs. Where there is one run, ± is the standard error over items."
+        in note
+    )
+    assert "its object occurs anywhere in the answer" in note
+    assert "Balance: harmonic mean of facts forgotten, facts kept and reasoning" in legend
     assert problems.splitlines() == [
         "- lab, lab, law, seed 3 failed: LawError: λ is NaN",
         "- lab, lab, law, seed 4 unfinished: 06 is running, or was killed",
@@ -141,6 +174,7 @@ def test_csv_has_a_line_for_each_metric_with_its_error_items_and_value_before(fo
         *(
             "facts/known",
             "forget/accuracy",
+            "retain/accuracy",
             "reasoning/arc_easy/acc",
             "reasoning/mean",
             "balance",
@@ -162,10 +196,11 @@ def test_csv_has_a_line_for_each_metric_with_its_error_items_and_value_before(fo
     assert lines.loc[("none", "facts/known"), ["std", "stderr", "n", "before"]].isna().all()
 
 
-def test_csv_keeps_metrics_that_are_no_longer_documented() -> None:
+def test_csv_keeps_metrics_that_are_no_longer_documented(tmp_path: Path) -> None:
     sweep = Sweep([run("law", {"old/metric": 0.5, "forget/accuracy": 0.25})], [])
-    assert [*summarise(sweep)["metric"]] == ["forget/accuracy", "old/metric"]
-    assert build_tables(sweep, summarise(sweep))[0].headings == ["method", "runs", "forget acc. ↓"]
+    write_csv(sweep, tmp_path / "table.csv")
+    assert [*pd.read_csv(tmp_path / "table.csv")["metric"]] == ["forget/accuracy", "old/metric"]
+    assert build_report(sweep).full[0].headings == ["method", "runs", "forget acc. ↓"]
 
 
 def test_suffixes_and_what_is_no_column_stay_out_of_the_table() -> None:
@@ -196,10 +231,20 @@ def test_balance() -> None:
         "reasoning/mean_before": 0.6,
     }
     assert balance(metrics) == pytest.approx(12 / 17)
-    del metrics["retain/accuracy"]
-    assert balance(metrics) == pytest.approx(2 / 2.25)
     assert balance(metrics | {"reasoning/mean_before": 0.0}) is None
     assert balance({"forget/accuracy": 0.2}) is None
+
+
+def test_without_kept_facts_there_is_no_balance() -> None:
+    """Gradient ascent that destroys all knowledge and keeps 83 % of reasoning would have a balance of 91."""
+    washed = {"forget/accuracy": 0.0, "reasoning/mean": 0.83, "reasoning/mean_before": 1.0}
+    assert balance(washed) is None
+    (table,) = tables_of(run("gradient_ascent", washed), run("law", washed | {"retain/accuracy": 0.5}))
+    # 3 / (1 + 1/0.83 + 2) = 0.7133
+    assert column(table, "balance ↑") == ["71.3", "–"]
+    (table,) = tables_of(run("gradient_ascent", washed), run("law", washed))
+    assert "balance ↑" not in table.headings
+    assert "No facts were kept (dataset.keep), so the effect on other facts was not measured." in table.note
 
 
 share = st.floats(0, 1)
@@ -229,9 +274,9 @@ def test_no_bold_without_a_rival_nor_for_a_time() -> None:
         run("memit", {"reasoning/mean": 0.5, "time/wash_s": 2}),
     ]
     (table,) = tables_of(run("none", {"forget/accuracy": 1.0}), *runs)
-    assert column(table, "forget acc. ↓") == ["100.0", "10.0", "—"]
-    assert column(table, "reasoning ↑") == ["—", "—", "50.0"]
-    assert column(table, "wash time ↓") == ["—", "1.0", "2.0"]
+    assert column(table, "forget acc. ↓") == ["100", "10.0", "–"]
+    assert column(table, "reasoning ↑") == ["–", "–", "50.0"]
+    assert column(table, "wash time ↓") == ["–", "1.0", "2.0"]
 
 
 def test_a_table_for_each_model_and_dataset_with_its_own_best_and_columns(tmp_path: Path) -> None:
@@ -245,12 +290,12 @@ def test_a_table_for_each_model_and_dataset_with_its_own_best_and_columns(tmp_pa
     for (model, method), value in values.items():
         neighbours = {"retain/neighbour_accuracy": 0.5} if model == "b" else {}
         save(tmp_path, method, {"forget/accuracy": value, **neighbours}, model=model, dataset="zsre")
-    _, tables, _ = write_tables(tmp_path)
-    assert [(table.model, table.dataset) for table in tables] == [("a", "zsre"), ("b", "zsre")]
+    tables = write_tables(tmp_path)[1].full
+    assert [table.title for table in tables] == ["a, zsre", "b, zsre"]
     assert column(tables[0], "method") == ["law", "memit"]
     assert column(tables[1], "method") == ["none", "law", "memit"]
     assert column(tables[0], "forget acc. ↓") == ["*10.0*", "20.0"]
-    assert column(tables[1], "forget acc. ↓") == ["100.0", "40.0", "*30.0*"]
+    assert column(tables[1], "forget acc. ↓") == ["100", "40.0", "*30.0*"]
     assert "neighbour acc. ↑" in tables[1].headings and "neighbour acc. ↑" not in tables[0].headings
     text = (tmp_path / "table.md").read_text()
     assert re.findall("^### (.*)$", text, re.MULTILINE) == ["a, zsre", "b, zsre"]
@@ -268,8 +313,19 @@ def test_methods_stand_in_their_own_order_and_values_by_size() -> None:
     assert [setup.settings[0][1] for setup in ordered] == ["9", "20", "1e4", "none"]
 
 
+def rows_of(folder: Path, heading: str = "forget acc. ↓") -> dict[str, dict[str, tuple[str, str]]]:
+    """Of each full table by its title: runs and a column by label."""
+    return {
+        table.title: {
+            row[0].text: (row[1].text, cell)
+            for row, cell in zip(table.rows, column(table, heading), strict=True)
+        }
+        for table in build_report(load_sweep(folder)).full
+    }
+
+
 def test_settings_that_vary_make_rows_of_their_own(tmp_path: Path) -> None:
-    """Two learning rates of one method, two sizes of another; what is the same in both is not told."""
+    """Two learning rates of one method, two sizes of another: the first method has one of these sizes."""
     metrics = {"forget/accuracy": 0.5}
     for seed, (rate, wash) in enumerate([("1e-5", "50"), ("1e-4", "50"), ("1e-4", "50")]):
         save(tmp_path, "ascent", metrics, seed, {"method.learning_rate": rate, "dataset.wash": wash})
@@ -279,12 +335,166 @@ def test_settings_that_vary_make_rows_of_their_own(tmp_path: Path) -> None:
     named = labels(sweep.setups)
     counts = {named[setup]: sum(run.setup == setup for run in sweep.runs) for setup in sweep.setups}
     assert counts == {
-        "law (dataset.wash=50)": 1,
-        "law (dataset.wash=200)": 1,
-        "ascent (learning_rate=1e-5)": 1,
-        "ascent (learning_rate=1e-4)": 2,
+        "law (wash=50)": 1,
+        "law (wash=200)": 1,
+        "ascent (learning_rate=1e-5, wash=50)": 1,
+        "ascent (learning_rate=1e-4, wash=50)": 2,
     }
     assert not sweep.missing
+
+
+def test_labels_show_what_differs_and_the_note_tells_the_rest() -> None:
+    everywhere = {"dataset.keep": "400", "evaluation.reasoning.limit": "40", "dataset.wash": "20"}
+    chosen = {
+        "none": [{}],
+        "law": [{"method.lam": "1", "method.iterations": "9"}, {"method.lam": "2", "method.iterations": "9"}],
+        "memit": [{"method.initial.lam": "3", "method.search": "true"}],
+    }
+    setups = [
+        Setup("m", "d", method, tuple(sorted((everywhere | settings).items())))
+        for method, several in chosen.items()
+        for settings in several
+    ]
+    # both kinds of lam are told apart by the part before it
+    assert [*labels(setups).values()] == ["none", "law (method.lam=1)", "law (method.lam=2)", "memit"]
+    (table,) = build_report(Sweep([], [Missing(setup, 0, "not run") for setup in setups])).full
+    assert (
+        "All rows: dataset.keep=400, dataset.wash=20, evaluation.reasoning.limit=40. "
+        "All rows of law: method.iterations=9. All rows of memit: method.initial.lam=3, method.search=true."
+    ) in table.note
+
+
+def test_settings_of_the_method_stand_first_in_a_label() -> None:
+    settings = [("1", "20"), ("2", "30")]
+    setups = [Setup("m", "d", "law", (("dataset.wash", w), ("method.lam", lam))) for lam, w in settings]
+    assert [*labels(setups).values()] == ["law (lam=1, wash=20)", "law (lam=2, wash=30)"]
+
+
+@pytest.mark.parametrize(
+    ("field", "part"),
+    [("setup_hash", "configuration"), ("inputs_hash", "input files"), ("code_hash", "code")],
+)
+def test_runs_that_differ_in_what_no_setting_tells_are_not_averaged(
+    tmp_path: Path, field: str, part: str
+) -> None:
+    """A preset, a file of facts or the code was edited after the first seed."""
+    for seed, (digest, value) in enumerate([("a1b2c3", 0.1), ("c3d4e5", 0.3), ("c3d4e5", 0.5)]):
+        save(tmp_path, "law", {"forget/accuracy": value}, seed, **{field: digest})
+    save(tmp_path, "memit", {"forget/accuracy": 0.2}, **{field: "c3d4e5"})
+    assert rows_of(tmp_path) == {
+        "lab, lab": {
+            f"law ({part} a1b2)": ("1", "*10.0*"),
+            f"law ({part} c3d4)": ("2", "40.0 ± 14.1"),
+            "memit": ("1", "20.0"),
+        }
+    }
+    remarks = load_sweep(tmp_path).remarks
+    assert remarks[0] == (
+        f"Runs with the same settings differ in their {part} and stand in rows of their own: lab, lab, law."
+    )
+    versions = ["The runs were made with 2 versions of the code: a1b2 (law), c3d4 (law, memit)."]
+    assert remarks[1:] == (versions if part == "code" else [])
+
+
+def test_a_job_without_a_run_belongs_to_the_newest_row(tmp_path: Path) -> None:
+    """After an edit the jobs that are still owed would run with it, so that is the row that lacks them."""
+    save_multirun(tmp_path, ["method=law", "seed=0,1,2"])
+    new, old = {"setup_hash": "new", "ended": "2026-02"}, {"setup_hash": "old", "ended": "2026-01"}
+    save(tmp_path, "law", {"forget/accuracy": 0.3}, 1, **new)
+    save(tmp_path, "law", {"forget/accuracy": 0.1}, 0, **old)
+    save(tmp_path, "law", {}, 2, status="failed", error="LawError: no.", setup_hash="old")
+    assert rows_of(tmp_path) == {
+        "lab, lab": {
+            "law (configuration new)": ("1 of 3", "30.0"),
+            "law (configuration old)": ("1", "*10.0*"),
+        }
+    }
+
+
+def test_runs_of_earlier_versions_stay_readable_and_are_remarked(tmp_path: Path) -> None:
+    """Their manifests lack the hashes: alone they share a row, beside newer ones they have a row of their own."""
+    earlier: dict[str, object] = {"setup_hash": None, "inputs_hash": None, "code_hash": None}
+    for seed, value in enumerate((0.1, 0.3)):
+        save(tmp_path, "law", {"forget/accuracy": value}, seed, **earlier)
+        save(tmp_path, "memit", {"forget/accuracy": value}, seed, **earlier)
+    save(tmp_path, "memit", {"forget/accuracy": 0.5}, 2)
+    unknown = "configuration unknown, input files unknown, code unknown"
+    known = "configuration 5e70, input files f11e, code c0de"
+    assert rows_of(tmp_path) == {
+        "lab, lab": {
+            "law": ("2", "*20.0 ± 14.1*"),
+            f"memit ({known})": ("1", "50.0"),
+            f"memit ({unknown})": ("2", "*20.0 ± 14.1*"),
+        }
+    }
+    assert load_sweep(tmp_path).remarks == [
+        "Runs with the same settings differ in their configuration and input files and code and stand in rows of "
+        "their own: lab, lab, memit.",
+        "It could not be checked whether the runs of a row share configuration, input files and code, since an "
+        f"earlier version of the code made them and did not record these: lab, lab, law; lab, lab, memit ({unknown}).",
+    ]
+
+
+def test_reasoning_on_different_tasks_is_not_compared(tmp_path: Path) -> None:
+    """``source: auto`` took local rows for one run, when the network had failed."""
+    for seed, (method, source, value) in enumerate(
+        [
+            ("law", "", 0.4),
+            ("law", "_mirror", 0.9),
+            ("memit", "", 0.5),
+            ("npo", "", 0.45),
+            ("rmu", "_mirror", 0.8),
+        ]
+    ):
+        tasks = [f"hellaswag{source}", "lab_row"]
+        metrics = {"forget/accuracy": 0.1, "reasoning/mean": value}
+        save(
+            tmp_path,
+            method,
+            metrics | {f"reasoning/{task}/acc": value for task in tasks},
+            seed,
+            reasoning_tasks=tasks,
+        )
+    save(tmp_path, "woh", {"forget/accuracy": 0.2}, reasoning_tasks=[])  # measured no reasoning
+    assert rows_of(tmp_path, "reasoning ↑") == {
+        "lab, lab, reasoning on hellaswag": {
+            "law": ("1", "40.0"),
+            "memit": ("1", "*50.0*"),
+            "woh": ("1", "–"),
+            "npo": ("1", "45.0"),
+        },
+        "lab, lab, reasoning on hellaswag_mirror": {"law": ("1", "*90.0*"), "rmu": ("1", "80.0")},
+    }
+    (remark,) = load_sweep(tmp_path).remarks
+    assert remark.startswith(
+        "lab, lab: the runs measure reasoning on different tasks, so their means cannot be"
+    )
+    assert "evaluation.reasoning.source" in remark
+    legends = [table.legend for table in build_report(load_sweep(tmp_path)).short]
+    assert "mean accuracy on 2 tasks (hellaswag, lab_row)." in legends[0]
+    assert "mean accuracy on 2 tasks (hellaswag_mirror, lab_row)." in legends[1]
+
+
+def test_rules_of_recall_are_not_compared(tmp_path: Path) -> None:
+    save(tmp_path, "law", {"forget/accuracy": 0.4}, recall="whole_word")
+    save(tmp_path, "memit", {"forget/accuracy": 0.5})
+    tables = build_report(load_sweep(tmp_path)).short
+    assert [table.title for table in tables] == [
+        "lab, lab, recall by whole_word",
+        "lab, lab, recall by substring",
+    ]
+    assert "in the answer in whole words." in tables[0].note
+    assert "anywhere in the answer, even within a word." in tables[1].note
+    (remark,) = load_sweep(tmp_path).remarks
+    assert "by different rules whether a fact is recalled (substring, whole_word)" in remark
+
+
+def test_other_versions_of_packages_are_remarked(tmp_path: Path) -> None:
+    for seed, version in enumerate(("2.12", "2.13")):
+        save(tmp_path, "law", {"forget/accuracy": 0.4}, seed, versions={"torch": version, "peft": "1"})
+    assert load_sweep(tmp_path).remarks == [
+        "lab, lab, law: the runs of one row used different versions of torch."
+    ]
 
 
 def test_which_overrides_are_settings() -> None:
@@ -326,7 +536,8 @@ def test_jobs_of_the_sweep_that_have_not_finished_show_why(tmp_path: Path) -> No
     save(tmp_path, "memit", {}, 1, small, status="failed", error="LawError: no.")
     for seed in (0, 1):
         save(tmp_path, "rmu", {}, seed, small, status="failed", error="RuntimeError: out of memory")
-    _, (table,), problems = write_tables(tmp_path)
+    report = write_tables(tmp_path)[1]
+    (table,) = report.full
     rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
     assert rows == {
         "none (lam=1e-06)": ["0 of 2", "not run"],
@@ -338,7 +549,7 @@ def test_jobs_of_the_sweep_that_have_not_finished_show_why(tmp_path: Path) -> No
         "rmu (lam=1e-06)": ["0 of 2", "failed"],
         "rmu (lam=3)": ["0 of 2", "not run"],
     }
-    assert problems == [
+    assert report.remarks == [
         "lab, lab, memit (lam=1e-06), seed 1 failed: LawError: no.",
         "lab, lab, rmu (lam=1e-06), seed 0, 1 failed: RuntimeError: out of memory",
     ]
@@ -381,26 +592,28 @@ def check_latex(text: str) -> list[list[int]]:
 def test_latex(folder: Path) -> None:
     write_tables(folder)
     text = (folder / "table.tex").read_text()
-    assert check_latex(text) == [[7, 7, 7, 7, 7]]
+    assert check_latex(text) == [[4, 4, 4, 4, 4], [5, 5, 5, 5, 5]]
     lines = text.splitlines()
     assert lines[0] == r"% needs \usepackage{booktabs,adjustbox}"
     assert lines[1] == "% lab, lab, law, seed 3 failed: LawError: λ is NaN"
     assert r"\label{tab:lab-lab}" in lines
-    begin = lines.index(r"\begin{tabular}{lrrrrrr}")
-    assert lines[begin + 1 : begin + 6] == [
+    first, second = (lines.index(rf"\begin{{tabular}}{{l{'r' * numbers}}}") for numbers in (3, 4))
+    assert lines[first + 1 : first + 6] == [
         r"\toprule",
-        r"method & runs & forget acc. $\downarrow$ & arc\_easy $\uparrow$ & reasoning $\uparrow$"
-        r" & balance $\uparrow$ & wash time $\downarrow$ \\",
+        r"method & runs & forget acc. $\downarrow$ & retain acc. $\uparrow$ \\",
         r"\midrule",
-        r"none & 1 & 100.0 & 80.0 & 80.0 & 0.0 & --- \\",
-        r"law & 3 of 6 & 20.0 $\pm$ 10.0 & \textbf{70.0 $\pm$ 0.0} & \textbf{70.0 $\pm$ 0.0}"
-        r" & \textbf{83.4 $\pm$ 5.5} & 4.0 $\pm$ 2.0 \\",
+        r"none & 1 & 100 & 100 \\",
+        r"law & 3 of 6 & 20.0 $\pm$ 10.0 & \textbf{80.0 $\pm$ 0.0} \\",
+    ]
+    assert lines[second + 4 : second + 6] == [
+        r"none & 80.0 & 80.0 & 0.0 & -- \\",
+        r"law & \textbf{70.0 $\pm$ 0.0} & \textbf{70.0 $\pm$ 0.0} & \textbf{82.2 $\pm$ 3.6} & 4.0 $\pm$ 2.0 \\",
     ]
 
 
 def test_escaping() -> None:
-    table = Table("m_1", "d", ["method"], [[Cell(r"a|b*c_d%e&f#g$h{i}~j^k<l\m")]], 1, "50 % − 3")
-    assert r"| a\|b\*c_d%e&f#g$h{i}~j^k\<l\\m |" in to_markdown([table], [])
+    table = Table("m_1, d", ["method"], [[Cell(r"a|b*c_d%e&f#g$h{i}~j^k<l\m")]], 1, "50 % − 3", "")
+    assert r"| a\|b\*c_d%e&f#g$h{i}~j^k\<l\\m |" in to_markdown([table], [table], [])
     escaped = r"a\textbar{}b*c\_d\%e\&f\#g\$h\{i\}\textasciitilde{}j\textasciicircum{}k"
     escaped += r"\textless{}l\textbackslash{}m"
     latex = to_latex([table], [])
@@ -415,7 +628,7 @@ def test_escaping() -> None:
     )
 )
 def test_any_text_makes_latex_that_balances(rows: list[list[str]]) -> None:
-    table = Table("m", "d", ["a", "b"], [[Cell(text, best=True) for text in row] for row in rows], 1, "")
+    table = Table("m, d", ["a", "b"], [[Cell(text, best=True) for text in row] for row in rows], 1, "", "")
     assert check_latex(to_latex([table], [])) == [[2] * (2 + len(rows))]
 
 
@@ -423,7 +636,7 @@ def test_any_text_makes_latex_that_balances(rows: list[list[str]]) -> None:
 def test_wide_tables_are_set_in_parts(names: int, numbers: int) -> None:
     """Every column once, in order, behind the columns of words; parts of six numbers at most, alike in width."""
     headings = [f"h{i}" for i in range(names + numbers)]
-    text = to_latex([Table("m", "d", headings, [], names, "")], [])
+    text = to_latex([Table("m, d", headings, [], names, "", "")], [])
     heads = [line.removesuffix(r" \\").split(" & ") for line in text.splitlines() if line.endswith(r" \\")]
     assert all(head[:names] == headings[:names] for head in heads)
     parts = [head[names:] for head in heads]
@@ -450,10 +663,10 @@ PUBLISHED = """
 def test_published_numbers_stand_beside_measured_ones_and_win_nothing(folder: Path, tmp_path: Path) -> None:
     file = tmp_path / "published.yaml"
     file.write_text(PUBLISHED)
-    _, (table,), _ = write_tables(folder, file)
+    (table,) = write_tables(folder, file)[1].full
     assert column(table, "method") == ["none", "law", "law (published)", "woh (published)", "ft_l"]
-    assert column(table, "forget acc. ↓") == ["100.0", "20.0 ± 10.0", "1.5", "—", "*5.0 ± 4.9*"]
-    assert column(table, "arc_easy ↑") == ["80.0", "*70.0 ± 0.0*", "—", "50.0", "50.0"]
+    assert column(table, "forget acc. ↓") == ["100", "20.0 ± 10.0", "1.5", "–", "*5.0 ± 4.9*"]
+    assert column(table, "arc_easy ↑") == ["80.0", "*70.0 ± 0.0*", "–", "50.0", "50.0"]
     assert table.note.endswith("Published: table 2, page 7 of A paper; table 3, page 8 of A paper.")
 
 
@@ -496,7 +709,7 @@ def test_the_documented_format_of_published_numbers_is_read(tmp_path: Path) -> N
 
 
 def test_picture_of_the_tradeoff(folder: Path) -> None:
-    paths, _, _ = write_tables(folder)
+    paths, _ = write_tables(folder)
     assert [path.name for path in paths] == ["table.md", "table.csv", "table.tex", "tradeoff.png"]
     picture = paths[-1].read_bytes()
     assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
@@ -519,29 +732,64 @@ def test_errors_name_the_mend_and_create_nothing(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["00"]
 
 
-def execute(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(folder)])
+def execute(monkeypatch: pytest.MonkeyPatch, folder: Path, *more: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(folder), *more])
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
-def test_script_down_a_pipe(
+def test_script_prints_the_short_table_and_where_the_full_one_is(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
     execute(monkeypatch, folder)
     out = capsys.readouterr().out
-    assert out.startswith((folder / "table.md").read_text())
+    assert re.search(r"left +kept +reasoning +time\n", out)
+    assert "arc_easy" not in out.partition("Left:")[0]
+    assert "- lab, lab, law, seed 3 failed: LawError: λ is NaN" in out
+    assert f"All columns: {folder / 'table.md'}, or --full." in out
     assert str(folder / "tradeoff.png") in out
+
+
+def test_script_prints_all_columns_on_demand(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
+    execute(monkeypatch, folder, "--full")
+    out = capsys.readouterr().out
+    assert "arc_easy" in out.partition("\n\n")[0] and "4.0 ± 2.0" in out and "--full" not in out
+
+
+def test_the_demos_short_table_fits_in_a_hundred_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The widest numbers that the four rows of the demo have had."""
+    monkeypatch.setenv("COLUMNS", "100")
+    keys = (
+        "forget/accuracy forget/paraphrase_accuracy retain/accuracy retain/neighbour_accuracy reasoning/mean"
+    )
+    for method, value, perplexity, error, time in [
+        ("none", 1.0, 3.53, 0.08, 0.0),
+        ("law", 0.313, 3.55, 0.08, 146.1),
+        ("gradient_ascent", 0.832, 267.45, 10.6, 3.1),
+    ]:
+        metrics = {"fluency/perplexity": perplexity, "fluency/perplexity_stderr": error, "time/wash_s": time}
+        metrics |= dict.fromkeys(keys.split(), value) | {f"{key}_stderr": 0.027 for key in keys.split()}
+        save(tmp_path, method, metrics)
+    execute(monkeypatch, tmp_path)
+    lines = capsys.readouterr().out.partition("Left:")[0].splitlines()
+    assert sum("gradient_ascent" in line for line in lines) == 1  # not in two parts
+    assert max(map(len, lines)) <= 100
 
 
 def test_script_in_a_narrow_terminal(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("COLUMNS", "70")
+    monkeypatch.setenv("COLUMNS", "40")
     execute(monkeypatch, folder)
     text = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
-    assert text.count("│ ft_l   │") == 2  # two halves, nothing cut short
-    assert "seed 3 failed: LawError" in text and "…" not in text
+    assert len(re.findall("^ft_l +1 ", text, re.MULTILINE)) == 2  # two parts, nothing cut short
+    assert "seed 3 failed: LawError" in " ".join(text.split()) and "…" not in text
 
 
 def test_script_on_a_console_that_lacks_the_arrows(folder: Path) -> None:

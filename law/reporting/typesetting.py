@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -12,10 +12,13 @@ from typing import NamedTuple
 LATEX = {character: f"\\{character}" for character in "_%&#${}"}
 LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "—": "---", "−": "$-$"}
+LATEX |= {"↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$", "–": "--", "−": "$-$"}
+
+NOTHING = "–"
+"""A cell without a number."""
 
 ACROSS = 6
-"""Columns of numbers that a page's width holds in print of a size to be read."""
+"""How many columns of numbers fit a page's width in readable print."""
 
 
 class Cell(NamedTuple):
@@ -27,48 +30,63 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Table:
-    """One model and data set. The first ``names`` columns hold words, the others numbers."""
+    """The table of one panel.
 
-    model: str
-    dataset: str
+    Args:
+        title: the panel's.
+        headings: one for each column.
+        rows: a cell for each column.
+        names: how many columns hold words; they come first. The others hold numbers.
+        legend: what the columns are.
+        note: how to read the numbers.
+    """
+
+    title: str
     headings: list[str]
     rows: list[list[Cell]]
     names: int
+    legend: str
     note: str
 
 
-def to_markdown(tables: list[Table], problems: list[str]) -> str:
-    """Pipe tables, padded so that they also read well as plain text, each with its note; then the problems."""
-    blocks = []
-    for table in tables:
-        if len(tables) > 1:
-            blocks.append(f"### {table.model}, {table.dataset}")
-        rows = _rows(table, _markdown, "**{}**")
-        columns = []
-        for number, (heading, *cells) in enumerate(zip(*rows, strict=True)):
-            width = max(map(len, (heading, *cells)))
-            named = number < table.names
-            pad, rule = (str.ljust, "-" * width) if named else (str.rjust, "-" * (width - 1) + ":")
-            columns.append([pad(text, width) for text in (heading, rule, *cells)])
-        blocks.append("\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True)))
-        blocks.append(_markdown(table.note))
-    if problems:
-        blocks.append("\n".join(f"- {_markdown(problem)}" for problem in problems))
-    return "\n\n".join(blocks) + "\n"
+def to_markdown(short: Sequence[Table], full: Sequence[Table], remarks: Sequence[str]) -> str:
+    """For each panel the short table with legend and note, then the full one with its legend; then the remarks.
 
-
-def to_latex(tables: list[Table], problems: list[str]) -> str:
-    r"""Booktabs tables to ``\input``; what they need, and the problems, are comments above them.
-
-    Wide tables are set in parts, one below the other, that repeat the columns of words.
+    The tables are padded, so that they also read well as plain text.
     """
-    lines = [r"% needs \usepackage{booktabs,adjustbox}", *(f"% {problem}" for problem in problems)]
+    blocks = []
+    for brief, whole in zip(short, full, strict=True):
+        if len(short) > 1:
+            blocks.append(f"### {brief.title}")
+        blocks += [_pipes(brief), _markdown(f"{brief.legend} {brief.note}".strip())]
+        blocks += ["All columns:", _pipes(whole), _markdown(whole.legend)]
+    if remarks:
+        blocks.append("\n".join(f"- {_markdown(remark)}" for remark in remarks))
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _pipes(table: Table) -> str:
+    columns = []
+    for number, (heading, *cells) in enumerate(zip(*_rows(table, _markdown, "**{}**"), strict=True)):
+        width = max(map(len, (heading, *cells)))
+        named = number < table.names
+        pad, rule = (str.ljust, "-" * width) if named else (str.rjust, "-" * (width - 1) + ":")
+        columns.append([pad(text, width) for text in (heading, rule, *cells)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
+
+
+def to_latex(tables: Sequence[Table], remarks: Sequence[str]) -> str:
+    r"""Booktabs tables to ``\input``. Comments above them name the packages they need, and hold the remarks.
+
+    A wide table is set in parts, one below the other, that repeat the columns of words.
+    """
+    lines = [r"% needs \usepackage{booktabs,adjustbox}", *(f"% {remark}" for remark in remarks)]
     for table in tables:
-        label = re.sub(r"[^A-Za-z0-9.]+", "-", f"{table.model}-{table.dataset}")
+        label = re.sub(r"[^A-Za-z0-9.]+", "-", table.title)
         lines += [
             r"\begin{table}[tbp]",
             r"\centering\small",
-            rf"\caption{{{_latex(f'{table.model}, {table.dataset}. {table.note}')}}}",
+            rf"\caption{{{_latex(f'{table.title}. {table.legend} {table.note}'.strip())}}}",
             rf"\label{{tab:{label}}}",
         ]
         rows = _rows(table, _latex, r"\textbf{{{}}}")
@@ -87,7 +105,7 @@ def to_latex(tables: list[Table], problems: list[str]) -> str:
 
 
 def _parts(columns: int, names: int) -> list[slice]:
-    """The columns of numbers in parts that fit a page's width, none much narrower than another."""
+    """The columns of numbers in parts that fit a page's width and differ in width by one column at most."""
     count = max(1, math.ceil((columns - names) / ACROSS))
     ends = [names + (columns - names) * part // count for part in range(count + 1)]
     return [slice(*pair) for pair in pairwise(ends)]

@@ -1,0 +1,72 @@
+"""What a row is called: its method, and the settings in which the rows of its table differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from law.base.errors import shortened
+from law.reporting.sweep import UNKNOWN, Setup
+
+Pair = tuple[str, str]
+
+
+def labels(setups: Sequence[Setup]) -> dict[Setup, str]:
+    """The label of each setup of one panel: the method and, in parentheses, what tells its row from others.
+
+    A setting of the method is shown if the rows of that method differ in it, any other setting if the rows
+    of the panel do. Settings of the method come first. Of a setting's name the last part is shown, and as
+    many parts before it as tell it from the other settings.
+    """
+    short = _short_names({key for setup in setups for key, _ in setup.settings})
+    named = {}
+    for setup in setups:
+        hidden = {*_common(setups), *_common_of_method(setup, setups)}
+        differing = [pair for pair in setup.settings if pair not in hidden]
+        differing.sort(key=lambda pair: not _of_method(pair))
+        twins = [dict(other.origin) for other in setups if other.asked == setup.asked]
+        shown = [f"{short[key]}={shortened(value)}" for key, value in differing]
+        shown += [
+            f"{part} {value if value == UNKNOWN else value[:4]}"
+            for part, value in setup.origin
+            if any(twin.get(part) != value for twin in twins)
+        ]
+        named[setup] = f"{setup.method} ({', '.join(shown)})" if shown else setup.method
+    return named
+
+
+def common_settings(setups: Sequence[Setup]) -> list[str]:
+    """Sentences on the settings that no label shows: those of all rows, and those of all rows of a method."""
+    common = _common(setups)
+    groups = {"All rows": common}
+    for setup in setups:
+        own = [pair for pair in _common_of_method(setup, setups) if pair not in common]
+        groups[f"All rows of {setup.method}"] = own
+    texts = {who: ", ".join(f"{key}={shortened(value)}" for key, value in of) for who, of in groups.items()}
+    return [f"{who}: {text}." for who, text in texts.items() if text]
+
+
+def _common(setups: Iterable[Setup]) -> list[Pair]:
+    """The settings that all of these have."""
+    first, *others = setups
+    return [pair for pair in first.settings if all(pair in other.settings for other in others)]
+
+
+def _common_of_method(setup: Setup, setups: Iterable[Setup]) -> list[Pair]:
+    """The settings of its method that all setups with the method of ``setup`` have."""
+    return [pair for pair in _common(s for s in setups if s.method == setup.method) if _of_method(pair)]
+
+
+def _of_method(pair: Pair) -> bool:
+    return pair[0].startswith(("method.", "preset"))
+
+
+def _short_names(keys: Iterable[str]) -> dict[str, str]:
+    """The shortest end of each dotted key, in whole parts, that is the end of no other key."""
+    split = {key: key.split(".") for key in keys}
+    short = {}
+    for key, parts in split.items():
+        others = [other for name, other in split.items() if name != key]
+        lengths = range(1, len(parts) + 1)
+        length = next((n for n in lengths if all(other[-n:] != parts[-n:] for other in others)), len(parts))
+        short[key] = ".".join(parts[-length:])
+    return short

@@ -1,0 +1,71 @@
+"""The notes under a table: what its columns are, and how to read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from law.evaluation.metrics import Metric
+from law.reporting.comparability import Panel
+from law.reporting.labels import common_settings
+from law.reporting.published_numbers import Published
+from law.reporting.summary import Score
+from law.reporting.sweep import Setup, Sweep
+
+MEANINGS = {
+    "forget/accuracy": "washed facts that the model still recalls",
+    "forget/qa_f1": "overlap in words (F1) of the answers with the washed objects",
+    "forget/paraphrase_accuracy": "washed facts still recalled when asked in other words",
+    "retain/accuracy": "other facts that the model still recalls",
+    "retain/same_subject_accuracy": "other facts still recalled whose subject has a washed fact",
+    "retain/neighbour_accuracy": "answers still right about other subjects with the relation and object of a washed fact",
+    "balance": "harmonic mean of facts forgotten, facts kept and reasoning in percent of the unwashed model's (100 at "
+    "most); this project defines it, the paper does not; undefined without kept facts",
+    "fluency/perplexity": "on held-out text",
+    "time/wash_s": "seconds of washing",
+}
+"""What the columns of a table are."""
+
+RULES = {
+    "substring": "A fact counts as recalled if its object occurs anywhere in the answer, even within a word.",
+    "whole_word": "A fact counts as recalled if its object occurs in the answer in whole words.",
+}
+"""The rules of recall that a manifest names, as sentences."""
+
+
+def describe_columns(panel: Panel, columns: Mapping[Metric, str]) -> str:
+    """Sentences on what these columns are; ``columns`` has their titles."""
+    meanings = MEANINGS | {"reasoning/mean": f"mean accuracy on {_listed(panel.tasks)}"}
+    told = [f"{title}: {meanings[metric.key]}" for metric, title in columns.items() if metric.key in meanings]
+    others = [title for metric, title in columns.items() if metric.unit != "fraction"]
+    told.append("numbers are in percent" + f", except {' and '.join(others)}" * bool(others))
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in told)
+
+
+def explain(
+    sweep: Sweep,
+    panel: Panel,
+    scores: Mapping[Setup, Mapping[str, Score]],
+    published: Sequence[Published],
+) -> str:
+    """Sentences on how to read the numbers of a panel: ±, bold, the rule of recall, settings, sources."""
+    shown = [score for mine in scores.values() for score in mine.values()]
+    several = any(score.runs > 1 and score.std is not None for score in shown)
+    single = any(score.runs == 1 and score.stderr is not None for score in shown)
+    sentences = ["± is the sample standard deviation over runs."] if several else []
+    if single:
+        which = "Where there is one run, ± is" if several else "± is"
+        sentences.append(f"{which} the standard error over items.")
+    sentences.append("Bold: the best washed model of a column.")
+    sentences.append("A model that answers nothing leaves no fact, so compare whole rows.")
+    if shown and not any("retain/accuracy" in mine for mine in scores.values()):
+        sentences.append("No facts were kept (dataset.keep), so the effect on other facts was not measured.")
+    if panel.recall:
+        sentences.append(RULES.get(panel.recall, f"Rule of recall: {panel.recall}."))
+    sentences += common_settings(panel.setups)
+    where = dict.fromkeys(f"table {one.table}, page {one.page} of {one.source}" for one in published)
+    sentences += [f"Published: {'; '.join(where)}."] if where else []
+    return " ".join(sentences)
+
+
+def _listed(tasks: Sequence[str]) -> str:
+    return f"{len(tasks)} tasks ({', '.join(tasks)})" if len(tasks) > 1 else "".join(tasks) or "the tasks"
