@@ -62,8 +62,8 @@ class Decoder:
 
     What no method reads is not looked for: the final norm and soft-capping run inside
     :meth:`logits_from`, and neither a key nor a block's output hangs on whether attention and MLP run in
-    parallel (GPT-J, GPT-NeoX, Phi). In Gemma 2 and 3, ``W^T k`` passes a norm before it joins the stream:
-    adding r to it does not add r to the block's output, so MEMIT's step misses z*. Nothing corrects that.
+    parallel (GPT-J, GPT-NeoX, Phi). In Gemma 2 and 3, ``W^T k`` passes a norm before it joins the stream;
+    :mod:`law.editing.post_norm` takes that into account.
 
     Raises:
         LawError: the blocks or a down-projection can't be told from the model's structure.

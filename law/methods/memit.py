@@ -28,8 +28,9 @@ from law.base.checks import Checked, Count, Layers, Positive, Seed
 from law.base.report import Report
 from law.decoders.structure import Decoder
 from law.editing.contexts import generate_contexts
-from law.editing.keys import key_sums, subject_outputs
+from law.editing.keys import key_sums, subject_keys, subject_outputs
 from law.editing.least_squares import System, add_update
+from law.editing.post_norm import input_residual, norm_behind
 from law.editing.second_moments import MomentSettings, second_moments
 from law.editing.target_values import Targets, TargetSettings, target_values
 from law.facts.fact import Fact
@@ -139,15 +140,24 @@ def edit_layers(
         yield Update(layer, lam, delta, relative_norm)
 
 
+@torch.no_grad()
 def layer_system(settings: MEMIT, problem: Problem, i: int) -> System:
     """What layer R_i solves, with the weights as they are now."""
     decoder, tokenizer, facts = problem.decoder, problem.tokenizer, problem.facts
     layer, last, size = settings.layers[i], settings.layers[-1], settings.batch_size
 
+    norm_after = norm_behind(decoder, layer)  # Gemma 2 and 3
+
     def residual(chunk: Sequence[int]) -> Tensor:
-        h = subject_outputs(decoder, tokenizer, [facts[j] for j in chunk], last, size)
+        asked = [facts[j] for j in chunk]
+        h = subject_outputs(decoder, tokenizer, asked, last, size)
         z = problem.targets.of(chunk).to(h.device)
-        return (z - h) / (len(settings.layers) - i)  # (d_model, chunk)
+        r = (z - h) / (len(settings.layers) - i)  # (d_model, chunk)
+        if norm_after is None:
+            return r
+        k = subject_keys(decoder, tokenizer, asked, [], [layer], size)[layer]  # (d_ff, chunk)
+        u = decoder.down_projections[layer](k.T.to(h.dtype)).T  # (chunk, d_ff) @ (d_ff, d_model), transposed
+        return input_residual(norm_after, u, r)
 
     sums = key_sums(decoder, tokenizer, facts, problem.contexts, layer, size, residual)
     return System(problem.moments[layer].double(), sums.gram, sums.right, sums.residual)
