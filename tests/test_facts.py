@@ -14,6 +14,7 @@ from records import MAYA, record
 from law.base.errors import LawError, shortened
 from law.facts.counterfact import CounterFact, read_counterfact
 from law.facts.fact import Fact, Question, facts_hash
+from law.facts.source import Part, part_of
 
 
 def test_a_prompt_is_its_template_with_the_subject() -> None:
@@ -90,6 +91,26 @@ def test_the_seed_splits(thirty: str) -> None:
     assert CounterFact(thirty, wash=10, keep=8, seed=3).load() == split
     others = [{fact.id for fact in CounterFact(thirty, 10, 8, seed).load().wash} for seed in range(6)]
     assert len({frozenset(ids) for ids in others}) == 6  # of 30 million choices of ten
+
+
+def test_validation_and_test_share_no_subject(tmp_path: Path) -> None:
+    # SHA-256 of "france" begins with the byte 44, of "paris" with 22, of "berlin" with 251: below 64 is validation
+    assert [part_of(replace(MAYA, subject=name)).value for name in ("France", "PARIS", "Berlin")] == [
+        *("validation", "validation", "test")
+    ]
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([record(i, f"Person {i % 40}", relation=f"P{i}") for i in range(80)]))
+    parts = {part: CounterFact(str(path), part=part).load().wash for part in Part}
+    subjects = {part: {fact.subject for fact in facts} for part, facts in parts.items()}
+    assert subjects[Part.validation] and subjects[Part.test]
+    assert not subjects[Part.validation] & subjects[Part.test]
+    assert sorted(f.id for part in (Part.validation, Part.test) for f in parts[part]) == sorted(
+        fact.id for fact in parts[Part.all]
+    )
+    with pytest.raises(
+        LawError, match=r"holds \d+ facts of the part validation; the configuration asks for 80"
+    ):
+        CounterFact(str(path), wash=80, part=Part.validation).load()
 
 
 def test_without_a_number_all_others_are_kept(thirty: str) -> None:
