@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from law.base.errors import LawError
-from law.facts.counterfact import CounterFact
+from law.facts.counterfact import CounterFact, read_counterfact
 from law.facts.custom import Custom, read_custom
 from law.facts.fact import Fact, Question
 from law.facts.record_files import clean
@@ -104,9 +104,9 @@ def test_duplicates_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCapt
         ("Ada,{} and {} are,Rome,", "column 'prompt': '{} and {} are' marks more than one place"),
         ("Ada,[[Ada]] and {} are,Rome,", "column 'prompt': '[[Ada]] and {} are' marks more than one"),
         ("Bo,[[Ada]] is,Rome,", "column 'subject': it is 'Bo', but 'prompt' marks [[Ada]]"),
-        (",{} was born in,Rome,", "column 'subject': it is empty"),
-        ("Ada,,Rome,", "column 'prompt': it is empty"),
-        ("Ada,{} was born in,,", "column 'object': it is empty"),
+        (",{} was born in,Rome,", "column 'subject': it is missing or empty"),
+        ("Ada,,Rome,", "column 'prompt': it is missing or empty"),
+        ("Ada,{} was born in,,", "column 'object': it is missing or empty"),
         ("Ada,{} was born in,Rome,Ostia is near", "column 'neighbours': \"Ostia is near\" is no prompt with"),
         ("Ada,{} was born in,Rome", "it has 3 columns; expected 4 as in the header"),
         ('Ada,"{} was born in,Rome,', "not a valid table"),
@@ -124,8 +124,8 @@ def test_what_is_wrong_in_a_csv_is_named(tmp_path: Path, row: str, problem: str)
     [
         ({"subject": "A", "promt": "{} is", "object": "x"}, "column 'promt': .* Did you mean 'prompt'?"),
         ({"question": "Who is [[A]]?", "object": "x"}, "column 'object': the row has 'question' too"),
-        ({"question": "Who is [[A]]?"}, "column 'answer': it is empty"),
-        ({"question": "Who is A?", "answer": "x"}, "column 'subject': it is empty"),
+        ({"question": "Who is [[A]]?"}, "column 'answer': it is missing or empty"),
+        ({"question": "Who is A?", "answer": "x"}, "column 'subject': it is missing or empty"),
         ({"subject": "A", "prompt": "{} is", "object": True}, "column 'object': it is true; expected a text"),
         ({"subject": "A", "prompt": "{} is", "object": ["x"]}, r"column 'object': it is \[\"x\"\]; expected"),
         ({"subject": "A", "prompt": "{} is", "object": {}}, r"column 'object': it is {}; expected a text"),
@@ -161,8 +161,17 @@ def test_what_is_wrong_in_a_jsonl_is_named(tmp_path: Path, row: Any, problem: st
 
 
 def test_other_files_that_give_no_facts(tmp_path: Path) -> None:
-    with pytest.raises(LawError, match=r"line 2: the header \[\"a\", \"a\"\] names a column twice"):
-        custom(tmp_path, "\na,a\n1,2\n")
+    with pytest.raises(LawError, match=r"line 2: the header \[\"id\", \"id\"\] names a column twice"):
+        custom(tmp_path, "\nid,id\n1,2\n")
+    with pytest.raises(LawError, match=r"line 1, column 'promt': there is no such.* Did you mean 'prompt'"):
+        custom(tmp_path, "subject,promt,object\nA,{} is,x\n")
+    for text in ("[" * 100_000, f'{{"id": {"9" * 5000}}}'):
+        with pytest.raises(LawError, match=r"facts\.jsonl, line 2: not valid JSON"):
+            custom(tmp_path, f"\n{text}", "facts.jsonl")
+        path = tmp_path / "facts.json"
+        path.write_text(f"[\n{text}")
+        with pytest.raises(LawError, match=r"facts\.json, line 2: not valid JSON"):
+            read_counterfact(path)
     path = tmp_path / "latin.csv"
     path.write_bytes("subject,prompt,object\nSøren,{} is,x\n".encode("latin-1"))
     with pytest.raises(LawError, match=r"latin\.csv, line 2, byte 2 of that line: 0xf8 is not UTF-8 text"):
@@ -292,6 +301,8 @@ def test_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "facts.csv").write_text("subject,prompt,object\nAda,{} is,x\n")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert [fact.subject for fact in Custom("~/facts.csv").load().wash] == ["Ada"]
+    with pytest.raises(LawError, match=r"facts file ~nobody-here/facts\.csv can't be read"):
+        Custom("~nobody-here/facts.csv").load()
 
 
 plain = st.characters(exclude_categories=["Cs", "Cc", "Z"], exclude_characters="{}[]")

@@ -7,7 +7,7 @@ import difflib
 import io
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def _table_rows(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, Any]]]
                 pass
             elif not header:
                 header = [cell.strip() for cell in cells]
+                _check_columns(filter(None, header), f"{path}, line {line}, ")
                 if len(set(header)) < len(header):
                     raise LawError(f"{path}, line {line}: the header {quoted(header)} names a column twice.")
             elif len(cells) != len(header):
@@ -139,15 +140,20 @@ def _cell(name: str, cell: str) -> Any:
     return neighbours
 
 
-def _fact(row: dict[str, Any], default_id: str) -> Fact:
-    """The fact of a row. The message of a LawError begins with the column."""
-    for name in row:
+def _check_columns(names: Iterable[str], where: str = "") -> None:
+    for name in names:
         if name not in COLUMNS:
             near = difflib.get_close_matches(name, COLUMNS, n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise _wrong(
-                shortened(name), f"there is no such column.{hint} Expected some of {', '.join(COLUMNS)}"
+            raise LawError(
+                f"{where}column {shortened(name)!r}: there is no such column.{hint} Expected some of "
+                f"{', '.join(COLUMNS)}."
             )
+
+
+def _fact(row: dict[str, Any], default_id: str) -> Fact:
+    """The fact of a row. The message of a LawError begins with the column."""
+    _check_columns(row)
     asked, told = ("question", "answer") if "question" in row else ("prompt", "object")
     if other := {"prompt", "object", "question", "answer"} & row.keys() - {asked, told}:
         raise _wrong(
@@ -183,7 +189,9 @@ def _place(text: str, column: str, row: dict[str, Any]) -> tuple[str, str]:
             )
         return subject, text.replace(f"[[{marked[0]}]]", "{}")
     if "subject" not in row:
-        raise _wrong("subject", f"it is empty; expected the subject, or [[subject]] marked in {column!r}")
+        raise _wrong(
+            "subject", f"it is missing or empty; expected the subject, or [[subject]] marked in {column!r}"
+        )
     subject = _text(row, "subject")
     if "{}" in text:
         return subject, text
@@ -200,7 +208,9 @@ def _place(text: str, column: str, row: dict[str, Any]) -> tuple[str, str]:
 def _text(row: dict[str, Any], column: str) -> str:
     text = as_text(value := row.get(column))
     if not text:
-        raise _wrong(column, f"it is {'empty' if value is None else quoted(value)}; expected a text")
+        raise _wrong(
+            column, f"it is {'missing or empty' if value is None else quoted(value)}; expected a text"
+        )
     return text
 
 

@@ -123,7 +123,7 @@ def json_lines(
                 continue
             try:
                 yield line, json.loads(text, parse_float=parse_float)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise LawError(
                     f"{path}, line {line}: not valid JSON ({error}). Expected {expected}. Mend or remove that line."
                 ) from error
@@ -159,9 +159,12 @@ def json_list(path: Path, expected: str) -> Iterator[tuple[int, Any]]:
         at = _skip(text, at + 1)
         if at != len(text):
             raise json.JSONDecodeError("expected nothing after the list", text, at)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        line, problem = (
+            (error.lineno, error.msg) if isinstance(error, json.JSONDecodeError) else (line, error)
+        )
         raise LawError(
-            f"{path}, line {error.lineno}: not valid JSON ({error.msg}). Expected {expected}. Mend the file or "
+            f"{path}, line {line}: not valid JSON ({problem}). Expected {expected}. Mend the file or "
             "fetch it again."
         ) from error
 

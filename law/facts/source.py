@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
+import os
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -69,7 +70,8 @@ class FactSource(Checked, ABC):
             LawError: there is no such file, a record is malformed, a relation is unknown, or the file holds
                 fewer facts than asked for.
         """
-        path = self.fetch() if self.path is None else Path(self.path).expanduser()
+        # Path.expanduser fails where a user is unknown; here such a path is reported as a missing file
+        path = self.fetch() if self.path is None else Path(os.path.expanduser(self.path))  # noqa: PTH111
         facts = self.read(path)
         if not facts:
             raise LawError(
