@@ -91,7 +91,7 @@ def test_jsonl_gives_the_same(tmp_path: Path) -> None:
     ("row", "problem"),
     [
         (b'{"subject": "a"', "it is not valid JSON"),
-        (b'["a", "r", "o"]', "stands where an object"),
+        (b'["a", "r", "o"]', "is not a JSON object"),
         (b'{"subject": "a\\nb", "relation": "r", "object": "o"}', 'its subject "a\\nb" is not one line'),
         (b'{"subject": "a", "relation": "r\\t", "object": "o\\tp"}', 'its object "o\\tp" is not one line'),
         (b'{"subject": "a", "relation": "{}", "object": "o"}', 'its relation "{}" holds {}'),

@@ -69,7 +69,7 @@ def test_no_such_file(tmp_path: Path) -> None:
             "'neighborhood_prompts' is \"Ada speaks\", not a",
         ),
         (record() | {"neighborhood_prompts": [{"prompt": "Ada speaks"}]}, "it has no 'target'"),
-        (record() | {"neighborhood_prompts": [None]}, "null stands where an object"),
+        (record() | {"neighborhood_prompts": [None]}, "null is not a JSON object"),
         (record() | {"neighborhood_prompts": [" "]}, "A question has the prompt ''"),
         (record() | {"paraphrase_prompts": [" "]}, "A paraphrase or generation prompt of the fact is empty"),
         (record() | {"generation_prompts": [None]}, "'generation_prompts' is [null], not a list of texts"),
@@ -77,9 +77,9 @@ def test_no_such_file(tmp_path: Path) -> None:
         (record(relation_id=True), "'relation_id' is true, not a text"),
         (record(subject="\ud800"), "'\\ud800' is not Unicode text (surrogates not allowed)"),
         (record() | {"paraphrase_prompts": "x" * 5000}, f'is "{"x" * 27} ... {"x" * 26}", not a list'),
-        (None, "null stands where an object"),
-        ("a text", '"a text" stands where an object'),
-        ([], "[] stands where an object"),
+        (None, "null is not a JSON object"),
+        ("a text", '"a text" is not a JSON object'),
+        ([], "[] is not a JSON object"),
     ],
 )
 def test_a_malformed_record_is_named_by_its_line(tmp_path: Path, broken: Any, problem: str) -> None:

@@ -80,7 +80,7 @@ def test_blemished_zsre_records_are_left_out_and_named(
         (zsre(answers=[True]), "'answers' is [true], not a list of texts"),
         (zsre(subject=None), "'subject' is null, not a text"),
         (zsre(loc=["x"]), "'loc' is [\"x\"], not a text"),
-        ("Ada", '"Ada" stands where an object'),
+        ("Ada", '"Ada" is not a JSON object'),
     ],
 )
 def test_a_malformed_zsre_record_is_named(tmp_path: Path, broken: Any, problem: str) -> None:
@@ -221,7 +221,7 @@ def test_wiki_latest_by_hand(tmp_path: Path) -> None:
         ('{"subject": "A", "relation": "r", "object": "o"}', "it has no 'template'"),
         ('{"subject": "A", "relation": "r", "template": "t", "object": "o"}', "has 0 places for the subject"),
         ('{"subject": " ", "relation": "r", "template": "{} t", "object": "o"}', "subject is empty"),
-        ("[1]", "[1] stands where an object"),
+        ("[1]", "[1] is not a JSON object"),
         ("{", "not valid JSON"),
     ],
 )

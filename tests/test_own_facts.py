@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ from law.facts.counterfact import CounterFact, read_counterfact
 from law.facts.custom import Custom, read_custom
 from law.facts.fact import Fact, Question
 from law.facts.record_files import clean
+from law.facts.subject import places
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,7 +110,7 @@ def test_duplicates_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCapt
         (",{} was born in,Rome,", "column 'subject': it is missing or empty"),
         ("Ada,,Rome,", "column 'prompt': it is missing or empty"),
         ("Ada,{} was born in,,", "column 'object': it is missing or empty"),
-        ("Ada,{} was born in,Rome,Ostia is near", "column 'neighbours': \"Ostia is near\" is no prompt with"),
+        ("Ada,{} was born in,Rome,Ostia is near", "column 'neighbours': \"Ostia is near\" is not a prompt with"),
         ("Ada,{} was born in,Rome", "it has 3 columns; expected 4 as in the header"),
         ('Ada,"{} was born in,Rome,', "not a valid table"),
     ],
@@ -143,14 +146,14 @@ def test_what_is_wrong_in_a_csv_is_named(tmp_path: Path, row: str, problem: str)
         ),
         (
             {"subject": "A", "prompt": "{} is", "object": "x", "neighbours": ["a"]},
-            '"a" is no prompt with its',
+            '"a" is not a prompt with its',
         ),
         ({"subject": "A", "prompt": "{} is", "object": "x", "id": ["a"]}, r"column 'id': it is \[\"a\"\]"),
         (
             {"subject": "A", "prompt": "{} is", "object": "x", "id": 1},
             "column 'id': line 1 has the id '1' too",
         ),
-        ([1], r"\[1\] is no JSON object"),
+        ([1], r"\[1\] is not a JSON object"),
     ],
 )
 def test_what_is_wrong_in_a_jsonl_is_named(tmp_path: Path, row: Any, problem: str) -> None:
@@ -214,6 +217,19 @@ def test_a_subject_is_a_whole_word(tmp_path: Path, subject: str, prompt: str, te
     else:
         (fact,) = custom(tmp_path, row, "facts.jsonl")
         assert fact.template == template
+
+
+@given(subject=st.text("ab1", min_size=1, max_size=3), prompt=st.text("ab1 .-", max_size=12))
+def test_whole_words_against_a_regular_expression(subject: str, prompt: str) -> None:
+    found = re.finditer(rf"(?<!\w)(?={subject}(?!\w))", prompt)
+    assert places(subject, prompt) == [match.start() for match in found]
+
+
+@given(st.text())
+def test_a_clean_text_stays_as_it_is(text: str) -> None:
+    once = clean(text)
+    assert clean(once) == once == once.strip()
+    assert clean(normalize("NFD", text)) == once
 
 
 NFD = "Brasi\u0301lia"

@@ -83,7 +83,7 @@ def read_custom(path: Path) -> list[Fact]:
 def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     for line, row in json_lines(path, EXPECTED, parse_float=str):
         if not isinstance(row, dict):
-            raise LawError(f"{path}, line {line}: {quoted(row)} is no JSON object. Expected {EXPECTED}.")
+            raise LawError(f"{path}, line {line}: {quoted(row)} is not a JSON object. Expected {EXPECTED}.")
         yield line, {key: value for key, value in row.items() if value not in (None, "", [])}
 
 
@@ -231,7 +231,7 @@ def _neighbour(entry: Any) -> Question:
     except (AttributeError, LawError):
         raise _wrong(
             "neighbours",
-            f"{quoted(entry)} is no prompt with its object; expected 'The capital of Italy is => Rome' in a table, "
+            f"{quoted(entry)} is not a prompt with its object; expected 'The capital of Italy is => Rome' in a table, "
             '{"prompt": ..., "object": ...} in JSON',
         ) from None
 

@@ -66,7 +66,7 @@ class TextSettings(Checked):
         """The documents that are not blank, one after another; never all in memory.
 
         Raises:
-            LawError: a line is no JSON object with the column, or the data set has no such column.
+            LawError: a line is not a JSON object with the column, or the data set has no such column.
         """
         # a tokenizer with a beginning-of-text token would make a row of a blank document
         return (text for text in self._texts() if text.strip())

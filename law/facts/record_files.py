@@ -191,7 +191,7 @@ def parsed(
 def value_in(record: Any, key: str) -> Any:
     """The value of a record's required key."""
     if not isinstance(record, dict):
-        raise LawError(f"{quoted(record)} stands where an object with {key!r} should.")
+        raise LawError(f"{quoted(record)} is not a JSON object with {key!r}.")
     if key not in record:
         raise LawError(f"it has no {key!r}.")
     return record[key]
