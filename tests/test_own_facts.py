@@ -110,7 +110,10 @@ def test_duplicates_are_left_out_and_told(tmp_path: Path, caplog: pytest.LogCapt
         (",{} was born in,Rome,", "column 'subject': it is missing or empty"),
         ("Ada,,Rome,", "column 'prompt': it is missing or empty"),
         ("Ada,{} was born in,,", "column 'object': it is missing or empty"),
-        ("Ada,{} was born in,Rome,Ostia is near", "column 'neighbours': \"Ostia is near\" is not a prompt with"),
+        (
+            "Ada,{} was born in,Rome,Ostia is near",
+            "column 'neighbours': \"Ostia is near\" is not a prompt with",
+        ),
         ("Ada,{} was born in,Rome", "it has 3 columns; expected 4 as in the header"),
         ('Ada,"{} was born in,Rome,', "not a valid table"),
     ],
