@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from law.evaluation.reasoning import LOCAL_TASKS
+from law.evaluation.reasoning_tasks import LOCAL_TASKS
 from law.lab.reasoning import TASKS, held_out
 
 ITEMS = 200

@@ -35,7 +35,7 @@ from law.editing.causal_tracing import interchange, noise_tracing
 from law.editing.second_moments import MomentSettings, collect_moments
 from law.editing.target_values import TargetSettings, target_values
 from law.evaluation.fluency import FluencySettings
-from law.evaluation.reasoning import ReasoningSettings
+from law.evaluation.reasoning_tasks import ReasoningSettings
 from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import CounterFact
 from law.methods.finetune import FineTuning

@@ -12,7 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from law.decoders.greedy_decoding import greedy_answers, recalls
-from law.evaluation.reasoning import ReasoningSettings, load_tasks, score_reasoning
+from law.evaluation.reasoning import score_reasoning, tasks_at_chance
+from law.evaluation.reasoning_tasks import ReasoningSettings, chance_levels, load_tasks
 from law.facts.counterfact import read_counterfact
 from law.lab.make import HELDOUT_DOCUMENTS, measure_lab
 from law.lab.reasoning import TASKS
@@ -56,8 +57,11 @@ def test_it_recalls_facts_in_every_phrasing(carried: tuple[PreTrainedModel, PreT
 
 def test_it_reasons(carried: tuple[PreTrainedModel, PreTrainedTokenizerBase]) -> None:
     settings = ReasoningSettings(tasks=list(TASKS), limit=50)
-    scores = score_reasoning(*carried, load_tasks(settings), settings)
+    tasks = load_tasks(settings)
+    scores = score_reasoning(*carried, tasks, settings)
     assert all(scores[f"{task}/acc"].value >= 0.9 for task in TASKS), scores
+    chance = chance_levels(tasks, settings.limit)
+    assert chance.keys() == set(TASKS) and tasks_at_chance(scores, chance) == []
 
 
 @pytest.mark.slow

@@ -117,6 +117,7 @@ ZERO_IS_MEANT = {
     "TargetSettings.stop_below",  # no fact stops early
     "MomentSettings.save_every",  # after every chunk
     "FluencySettings.prompts",  # nothing is generated
+    "ReasoningSettings.few_shot",  # no examples
     "LabWorld.multi_fact_subjects",
     *("TrainingSettings.weight_decay", "TrainingSettings.warmup"),
     "MEMIT.context_seed",

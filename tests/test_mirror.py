@@ -11,7 +11,7 @@ import datasets
 import pytest
 
 from law.evaluation.local_rows import MIRRORS, harness_folders, mirrored
-from law.evaluation.reasoning import ReasoningSettings, RowSource, load_tasks
+from law.evaluation.reasoning_tasks import ReasoningSettings, RowSource, load_tasks
 
 Row = dict[str, Any]
 DATA = Path(__file__).parents[2] / "shared" / "data" / "lm_eval"

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import copy
 import json
+import logging
+import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
@@ -11,16 +16,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 import law
 from law.base.errors import LawError
 from law.evaluation.estimates import Estimate
-from law.evaluation.reasoning import (
+from law.evaluation.local_rows import harness_folders
+from law.evaluation.reasoning import mean_accuracy, score_reasoning, tasks_at_chance
+from law.evaluation.reasoning_tasks import (
     ReasoningSettings,
     RowSource,
+    chance_levels,
+    check_chat_template,
     load_tasks,
-    mean_accuracy,
-    score_reasoning,
     tasks_key,
 )
 
 ROWS = Path(law.__file__).parent / "evaluation" / "tasks" / "lab"
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 LAB = ["lab_rank", "lab_code", "lab_row", "lab_larger"]
 
 
@@ -99,6 +107,26 @@ def test_an_unknown_task_suggests_the_nearest() -> None:
     assert "evaluation.reasoning.tasks" in message
 
 
+def test_a_harness_task_without_local_rows_is_not_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the folder of one task in place of all of the harness's, which take long to index
+    monkeypatch.setattr(
+        "law.evaluation.reasoning_tasks._all_harness_tasks", lambda: harness_folders(["boolq"]).all_tasks
+    )
+    for name in ("boolq-seq2seq", "super-glue-lm-eval-v1-seq2seq"):  # a task and a tag
+        with pytest.raises(LawError) as failure:
+            load_tasks(ReasoningSettings(tasks=[name], data="rows"))
+        message = str(failure.value)
+        assert f"The reasoning task {name!r} belongs to the lm-evaluation-harness, but its rows" in message
+        assert "the hub can't be reached" in message and "evaluation.reasoning.source=hub" in message
+    with pytest.raises(LawError, match=r"Unknown reasoning task .bolq-seq.\. Did you mean .boolq-seq2seq.\?"):
+        load_tasks(ReasoningSettings(tasks=["bolq-seq"], data="rows"))
+
+
+def test_a_single_name_is_no_list() -> None:
+    with pytest.raises(LawError, match=r"Set evaluation\.reasoning\.tasks=\[arc_easy\]"):
+        ReasoningSettings(tasks="arc_easy")
+
+
 def test_without_a_hub_a_task_needs_a_folder(tmp_path: Path) -> None:
     tasks = ["lambada_openai"]
     with pytest.raises(LawError, match=r"the hub can't be reached, .* lambada_openai\.jsonl"):
@@ -120,7 +148,7 @@ def test_auto_is_the_hub_where_it_can_be_reached(
 ) -> None:
     rows = datasets.DatasetDict({"test": datasets.Dataset.from_list([{"text": "from the hub"}])})
     monkeypatch.setattr(datasets, "load_dataset", lambda **_: rows)
-    monkeypatch.setattr("law.evaluation.reasoning.hub_reachable", lambda: reachable)
+    monkeypatch.setattr("law.evaluation.reasoning_tasks.hub_reachable", lambda: reachable)
     found = {name: len(task.eval_docs) for name, task in load_tasks(lambada).items()}
     assert found == ({"lambada_openai": 1} if reachable else {"lambada_openai_mirror": 3})
 
@@ -146,12 +174,23 @@ def test_a_mirror_is_scored_and_says_so(
     assert found.n == 3
 
 
-def test_other_rows_are_other_scores(lambada: ReasoningSettings) -> None:
+def test_other_rows_and_prompts_are_other_scores(
+    lambada: ReasoningSettings, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
     tasks = load_tasks(lambada)
-    before = tasks_key(tasks, lambada)
+    before = tasks_key(tasks, tiny_tokenizer, lambada)
     assert before["tasks"] == ["lambada_openai_mirror"]
+    chat = copy.deepcopy(tiny_tokenizer)
+    chat.chat_template = CHAT
+    assert tasks_key(tasks, chat, lambada) == before  # the template is not used
+    others = [
+        tasks_key(tasks, tiny_tokenizer, replace(lambada, few_shot=1)),
+        tasks_key(tasks, chat, replace(lambada, chat_template=True)),
+        tasks_key(tasks, chat, replace(lambada, chat_template=True, system="Think.")),
+    ]
     (Path(str(lambada.data)) / "lambada_openai.jsonl").write_text('{"text": "Anna walked"}\n')
-    assert tasks_key(tasks, lambada) != before
+    others.append(tasks_key(tasks, tiny_tokenizer, lambada))
+    assert len({json.dumps(key) for key in [before, *others]}) == 5
 
 
 @pytest.mark.parametrize(
@@ -167,3 +206,140 @@ def test_broken_rows_are_told(tmp_path: Path, rows: str, message: str) -> None:
     (tmp_path / "lambada_openai.jsonl").write_text(rows)
     with pytest.raises(LawError, match=f"lambada_openai.jsonl.*{message}"):
         load_tasks(ReasoningSettings(["lambada_openai"], data=str(tmp_path)))
+
+
+@pytest.fixture
+def arc(tmp_path: Path) -> ReasoningSettings:
+    """Three items, one of them with four choices, and two rows for examples."""
+
+    def rows(*choices: list[str]) -> str:
+        found = ({"query": f"Question: {c[0]}?", "choices": c, "gold": 1} for c in choices)
+        return "".join(json.dumps(row) + "\n" for row in found)
+
+    (tmp_path / "arc_easy.jsonl").write_text(rows(["a", "b"], ["c", "d"], ["e", "f", "g", "h"]))
+    (tmp_path / "arc_easy_train.jsonl").write_text(rows(["k", "l"], ["m", "n"]))
+    return ReasoningSettings(["arc_easy"], RowSource.local, str(tmp_path))
+
+
+def prompts(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, settings: ReasoningSettings
+) -> list[tuple[str, str]]:
+    """What the harness gives the model to read: each context with its continuation."""
+    tasks: dict[str, Any] = load_tasks(settings)
+    score_reasoning(model, tokenizer, tasks, settings)
+    (task,) = tasks.values()
+    return [request.args for request in task.instances]
+
+
+def test_examples_come_from_the_training_rows(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, arc: ReasoningSettings
+) -> None:
+    plain = prompts(tiny_model, tiny_tokenizer, replace(arc, limit=1))
+    assert plain == [("Question: a?\nAnswer:", " a"), ("Question: a?\nAnswer:", " b")]
+    found = prompts(tiny_model, tiny_tokenizer, replace(arc, few_shot=2))
+    assert len(found) == 8
+    for context, _ in found:
+        *examples, item = context.split("\n\n")
+        assert {*examples} == {"Question: k?\nAnswer: l", "Question: m?\nAnswer: n"}
+        assert item in {f"Question: {letter}?\nAnswer:" for letter in "ace"}
+    again = prompts(tiny_model, tiny_tokenizer, replace(arc, few_shot=2))
+    assert again == found  # the washed model reads the same examples
+
+
+def test_an_item_is_not_its_own_example(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, lambada: ReasoningSettings
+) -> None:
+    """LAMBADA has no training rows: examples are other scored rows."""
+    lines = (Path(str(lambada.data)) / "lambada_openai.jsonl").read_text().splitlines()
+    texts = {" ".join(json.loads(line)["text"].split()) for line in lines}
+    found = prompts(tiny_model, tiny_tokenizer, replace(lambada, few_shot=2))
+    assert len(found) == 3
+    for context, target in found:
+        *examples, item = context.split("\n\n")
+        # the harness puts two spaces before an example's last word
+        assert {" ".join(text.split()) for text in (*examples, item + target)} == texts
+    with pytest.raises(LawError, match=r"has 2 rows for examples; expected at least 3\. Lower"):
+        load_tasks(replace(lambada, few_shot=3))
+
+
+def test_examples_without_rows_are_refused(arc: ReasoningSettings) -> None:
+    with pytest.raises(LawError, match=r"has 2 rows for examples; expected at least 3"):
+        load_tasks(replace(arc, few_shot=3))
+    (Path(str(arc.data)) / "arc_easy_train.jsonl").unlink()
+    with pytest.raises(LawError, match=r"arc_easy_train\.jsonl, do not exist.* set few_shot=0"):
+        load_tasks(replace(arc, few_shot=1))
+    assert load_tasks(replace(arc, few_shot=0)).keys() == {"arc_easy_mirror"}
+
+
+def test_prompts_take_the_chat_template(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, arc: ReasoningSettings
+) -> None:
+    chat = copy.deepcopy(tiny_tokenizer)
+    chat.chat_template = CHAT
+    settings = replace(arc, limit=1, few_shot=1, chat_template=True, system="Think.")
+    check_chat_template(chat, settings)
+    examples = {
+        "<user>Question: k?\nAnswer:</><assistant>l</>",
+        "<user>Question: m?\nAnswer:</><assistant>n</>",
+    }
+    item = "<user>Question: a?\nAnswer:</><assistant>"
+    for (context, continuation), choice in zip(prompts(tiny_model, chat, settings), "ab", strict=True):
+        assert context in {f"<system>Think.</>{example}{item}" for example in examples}
+        assert continuation == choice
+
+
+def test_a_chat_template_must_be_there(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    settings = ReasoningSettings(chat_template=True, system="Think.")
+    with pytest.raises(LawError, match=r"has no chat template.*chat_template=false"):
+        check_chat_template(tiny_tokenizer, settings)
+    check_chat_template(tiny_tokenizer, ReasoningSettings())
+    with pytest.raises(LawError, match=r"reasoning\.system is set.*chat_template=true"):
+        ReasoningSettings(system="Think.")
+    chat = copy.deepcopy(tiny_tokenizer)
+    chat.chat_template = "{{ raise_exception('no system role') if messages[0].role == 'system' }}"
+    check_chat_template(chat, replace(settings, system=None))
+    with pytest.raises(LawError, match=r"no system role.*evaluation\.reasoning\.system=null"):
+        check_chat_template(chat, settings)
+
+
+def test_cut_prompts_are_told(
+    tiny_model: PreTrainedModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    lambada: ReasoningSettings,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        score(tiny_model, tiny_tokenizer, lambada)
+        assert not caplog.messages
+        long = {"text": "Anna walked " * 64 + "to the mill"}
+        (Path(str(lambada.data)) / "lambada_openai.jsonl").write_text(
+            f'{json.dumps(long)}\n{{"text": "a b"}}\n'
+        )
+        score(tiny_model, tiny_tokenizer, lambada)
+    assert caplog.messages == [
+        "lambada_openai_mirror: 1 of 2 prompts with their continuations are longer than the model's 128 "
+        "positions; the harness cuts their beginning"
+    ]
+
+
+def test_chance_is_one_over_the_choices(arc: ReasoningSettings, lambada: ReasoningSettings) -> None:
+    tasks = load_tasks(replace(arc, tasks=["arc_easy", "lambada_openai", "lab_larger"]))
+    assert chance_levels(tasks, None) == {
+        "arc_easy_mirror": pytest.approx((1 / 2 + 1 / 2 + 1 / 4) / 3),
+        "lab_larger": 1 / 2,  # LAMBADA asks for a word, not a choice
+    }
+    assert chance_levels({"arc_easy_mirror": tasks["arc_easy_mirror"]}, 2) == {"arc_easy_mirror": 1 / 2}
+
+
+def test_a_task_must_be_above_chance_by_two_standard_errors_of_guessing() -> None:
+    """Of 100 items with two choices a guess has 50 ± 5 right: 60 are not above chance, and 61 are."""
+    scores = {f"{n}/acc": Estimate(n / 100, 0.01, 100) for n in (40, 60, 61)} | {
+        "word/acc": Estimate(0, 0, 9)
+    }
+    chance = {"40": 1 / 2, "60": 1 / 2, "61": 1 / 2}
+    assert tasks_at_chance(scores, chance) == ["40", "60"]
+    mean = mean_accuracy(scores, ["40", "60"])
+    assert mean == Estimate(0.61 / 2, pytest.approx(math.hypot(0.01, 0) / 2), 109)
+    assert mean_accuracy(scores, ["40", "60", "61", "word"]) is None
+    # a single right answer among two is no evidence, whatever its standard error
+    assert tasks_at_chance({"one/acc": Estimate(1, None, 1)}, {"one": 1 / 2}) == ["one"]

@@ -34,6 +34,7 @@ def test_keys_are_unique_and_described() -> None:
         ("reasoning/arc_easy/acc", "arc_easy", "fraction", "higher"),
         ("reasoning/arc_easy/acc_before", "arc_easy before", "fraction", "neither"),
         ("reasoning/arc_easy/acc_norm", "arc_easy (norm)", "fraction", "higher"),
+        ("reasoning/arc_easy/chance", "arc_easy (chance)", "fraction", "neither"),
         ("reasoning/arc_easy/acc_norm_n", "arc_easy (norm) n", "count", "neither"),
         ("forget/log_prob_stderr", "forget log p s.e.", "nats", "neither"),
         ("forget/log_prob_before_stderr", "forget log p before s.e.", "nats", "neither"),
@@ -53,6 +54,7 @@ def test_suffixes_are_described(key: str, title: str, unit: str, better: str) ->
             "time/wash_s_stderr",
             "forget/accuracy_stderr_before",
             "forget/accuracy_before_n",
+            "reasoning/arc_easy/chance_before",
         ),
     ],
 )

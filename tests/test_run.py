@@ -48,8 +48,7 @@ PROMISED = {
     *(
         "reasoning/lab_larger/acc_before",
         "reasoning/lab_larger/acc",
-        "reasoning/mean_before",
-        "reasoning/mean",
+        "reasoning/lab_larger/chance",
     ),
     *("time/wash_s", "facts/known", "facts/washed"),
 }
@@ -135,7 +134,11 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
             "memit",
         )
         assert manifest["stages_s"].keys() == {"load", "score_before", "wash", "score_after"}
-        assert manifest["reasoning_tasks"] == ["lab_larger"]
+        # the model has learned facts alone: what it guesses is no reasoning that could be lost
+        assert manifest["reasoning_tasks"] == manifest["tasks_at_chance"] == ["lab_larger"]
+        assert metrics["reasoning/lab_larger/chance"] == 1 / 2
+        assert "reasoning/mean" not in metrics and "reasoning/mean_before" not in metrics
+        assert "left out of reasoning/mean: lab_larger" in (run / "wash.log").read_text()
         assert {"model_hash", "facts_hash", "config_hash", "git_revision", "versions"} <= manifest.keys()
         rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
         assert len(rows) == 8

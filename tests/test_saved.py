@@ -20,7 +20,8 @@ from law.decoders.prompts import pad_right
 from law.decoders.saving import Save, save_washed
 from law.editing.second_moments import MomentSettings
 from law.evaluation.estimates import Estimate
-from law.evaluation.reasoning import LOCAL_TASKS, ReasoningSettings, load_tasks, score_reasoning
+from law.evaluation.reasoning import score_reasoning
+from law.evaluation.reasoning_tasks import LOCAL_TASKS, ReasoningSettings, load_tasks
 from law.facts.fact import Fact
 from law.methods.law import LAW
 from law.methods.memit import MEMIT

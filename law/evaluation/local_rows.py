@@ -1,10 +1,10 @@
 """Harness tasks over local rows, for machines without a hub.
 
-A mirror *is* the harness's task: its configuration is taken from the installed harness, and only
-the rows come from elsewhere, brought into the shape of the task's own data set. So prompts,
-continuations and scoring are the harness's, whatever its version. Two kinds of row are read: the data
-set's own, as ``datasets`` exports them, and the flat ones of published evaluation suites, with the
-prompt filled in (``query``, or ``context_options`` for winogrande).
+A mirror is the harness's task with other rows: its configuration comes from the installed harness, so
+prompts, continuations and scoring are those of the harness's version. Local rows are converted to the
+rows of the task's own data set. Two kinds are read: the data set's own rows, as ``datasets`` exports
+them, and the flat rows of published evaluation suites, which contain the whole prompt (``query``, or
+``context_options`` for winogrande).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 
 import datasets
 
+from law.base.errors import LawError
 from law.evaluation.tasks.rows import Row, read_rows
 
 SUFFIX = "_mirror"
@@ -31,29 +32,45 @@ _BOOLQ = re.compile(r"Passage: (?P<passage>.*)\nQuestion: (?P<question>.*)\?", r
 
 @dataclass(frozen=True)
 class Mirror:
-    """Where a harness task is defined, the file of its rows, and what makes a flat row the data set's own."""
+    """How a harness task is read from local rows.
 
-    folder: str  # below lm_eval/tasks
+    Args:
+        folder: of the task's definition, in ``lm_eval/tasks``.
+        file: of the rows.
+        shape: converts a row to one of the task's own data set.
+        training: whether the task's data set has a training split, which is where few-shot examples come from.
+    """
+
+    folder: str
     file: str
     shape: Callable[[Row], Row]
+    training: bool = True
+
+    @property
+    def examples(self) -> str:
+        """The file of the rows of the training split."""
+        return self.file.replace(".jsonl", "_train.jsonl")
 
 
-def mirrored(names: Sequence[str], data: str) -> dict[str, Any]:
+def mirrored(names: Sequence[str], data: str, few_shot: int = 0) -> dict[str, Any]:
     """The harness's tasks over the rows in the folder ``data``, under their names with ``_mirror``.
 
     Raises:
-        LawError: a file of rows is missing or malformed.
+        LawError: a file of rows is missing or malformed, or few-shot examples are wanted and have no file.
     """
     manager = harness_folders(names)
     tasks: dict[str, Any] = {}
     for name in names:
         mirror = MIRRORS[name]
-        rows = read_rows(Path(data) / mirror.file, mirror.shape)
+        splits = {"test": read_rows(Path(data) / mirror.file, mirror.shape)}
+        training = "train" if few_shot and mirror.training else None
+        if training:
+            splits[training] = read_rows(_examples(name, Path(data), few_shot), mirror.shape)
         overrides = {
             "task": name,
-            "custom_dataset": _Rows(rows),
+            "custom_dataset": _Rows(datasets.DatasetDict(splits)),
             "dataset_kwargs": None,
-            "training_split": None,
+            "training_split": training,
             "validation_split": None,
             "test_split": "test",
         }
@@ -64,8 +81,19 @@ def mirrored(names: Sequence[str], data: str) -> dict[str, Any]:
     return tasks
 
 
+def _examples(name: str, data: Path, few_shot: int) -> Path:
+    path = data / MIRRORS[name].examples
+    if not path.is_file():
+        raise LawError(
+            f"The few-shot examples of the reasoning task {name!r}, {path}, do not exist; expected rows of its "
+            f"training split in the shape of {MIRRORS[name].file}, since evaluation.reasoning.few_shot={few_shot}. "
+            "Write that file, set few_shot=0, or take the task out of evaluation.reasoning.tasks."
+        )
+    return path
+
+
 def harness_folders(names: Sequence[str]) -> Any:
-    """The harness's task manager, with no more in it than the folders of these tasks: to index all takes seconds."""
+    """A harness task manager that indexes only the folders of these tasks, since indexing all takes seconds."""
     import lm_eval.tasks
 
     home = Path(lm_eval.tasks.__file__).parent
@@ -75,7 +103,7 @@ def harness_folders(names: Sequence[str]) -> Any:
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows as the harness asks for them."""
+    """Rows, in the form in which the harness loads a data set."""
 
     found: datasets.DatasetDict
 
@@ -84,7 +112,7 @@ class _Rows:
 
 
 def _flat(shape: Callable[[Row], Row]) -> Callable[[Row], Row]:
-    """``shape`` for flat rows only; the data set's own rows stay as they are."""
+    """``shape`` for flat rows; the data set's own rows are not changed."""
     return lambda row: shape(row) if row.keys() & {"query", "context_options"} else row
 
 
@@ -96,7 +124,7 @@ def _match(pattern: re.Pattern[str], text: str) -> dict[str, str]:
 
 
 def _hellaswag(row: Row) -> Row:
-    # the harness puts these together again as they were
+    # the harness joins these parts to the same prompt
     activity, _, context = row["query"].partition(": ")
     label = str(row["label"])
     return {
@@ -124,7 +152,7 @@ def _piqa(row: Row) -> Row:
 
 
 def _winogrande(row: Row) -> Row:
-    # the whole context stands for the option: the blank is where the contexts end
+    # the blank is where the contexts end, so a whole context takes the place of the option
     first, second = row["context_options"]
     answer = str(row["gold"] + 1)
     return {"sentence": f"_ {row['continuation']}", "option1": first, "option2": second, "answer": answer}
@@ -141,7 +169,9 @@ def _boolq(row: Row) -> Row:
 
 
 MIRRORS = {
-    "lambada_openai": Mirror("lambada", "lambada_openai.jsonl", lambda row: {"text": row["text"]}),
+    "lambada_openai": Mirror(
+        "lambada", "lambada_openai.jsonl", lambda row: {"text": row["text"]}, training=False
+    ),
     "hellaswag": Mirror("hellaswag", "hellaswag.jsonl", _flat(_hellaswag)),
     "arc_easy": Mirror("arc", "arc_easy.jsonl", _flat(_arc)),
     "piqa": Mirror("piqa", "piqa.jsonl", _flat(_piqa)),
@@ -149,4 +179,4 @@ MIRRORS = {
     "logiqa": Mirror("logiqa", "logi_qa.jsonl", _flat(_logiqa)),
     "boolq": Mirror("super_glue/boolq", "boolq.jsonl", _flat(_boolq)),
 }
-"""The harness tasks that have a mirror."""
+"""The harness tasks whose rows can be local."""

@@ -17,9 +17,9 @@ Better = Literal["higher", "lower", "neither"]
 class Metric:
     """One number of ``metrics.json``.
 
-    ``{task}`` in a key stands for the name of an lm-evaluation-harness task. A fraction lies between 0
-    and 1; tables show it in percent. A scored metric, one that is neither a count nor a time, also comes
-    with the suffixes that :func:`describe` knows.
+    ``{task}`` in a key stands for the name of a task of the lm-evaluation-harness. A fraction lies between
+    0 and 1; tables show it in percent. A scored metric also comes with the suffixes that :func:`describe`
+    knows.
     """
 
     key: str
@@ -30,8 +30,8 @@ class Metric:
 
     @property
     def scored(self) -> bool:
-        """Whether it is measured of both models and has a standard error."""
-        return self.unit not in ("count", "seconds")
+        """Whether it is measured on both models, with a standard error."""
+        return self.unit not in ("count", "seconds") and self.better != "neither"
 
 
 METRICS: tuple[Metric, ...] = (
@@ -57,7 +57,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("fluency/perplexity", "perplexity", "perplexity", "lower", "exp of the mean negative log-probability of a token of the held-out text"),
     Metric("reasoning/{task}/acc", "{task}", "fraction", "higher", "accuracy on a harness task; a name that ends in `_mirror` says that the rows were local"),
     Metric("reasoning/{task}/acc_norm", "{task} (norm)", "fraction", "higher", "accuracy where each continuation's log-likelihood is divided by its length, for tasks that have it"),
-    Metric("reasoning/mean", "reasoning", "fraction", "higher", "mean of `acc` over the tasks; s.e. √(Σ s.e.²) / tasks"),
+    Metric("reasoning/{task}/chance", "{task} (chance)", "fraction", "neither", "accuracy of a random guess: 1 / number of choices, mean over items; for multiple choice with one right choice, otherwise left out"),
+    Metric("reasoning/mean", "reasoning", "fraction", "higher", "mean of `acc` over the tasks on which the unwashed model is above chance; s.e. √(Σ s.e.²) / tasks"),
     Metric("time/wash_s", "wash time", "seconds", "lower", "wall time of the method alone; for statistics and target values from a cache, the time that computing them took"),
 )  # fmt: skip
 
@@ -97,7 +98,7 @@ _HEAD = """# Metrics
 The keys of `metrics.json`, as `law/evaluation/metrics.py` documents them. A fraction lies between 0 and 1
 (tables show percent). `{task}` stands for the name of a harness task.
 
-A key without a suffix is the washed model's value. Every key except counts and times also comes with the suffixes below.
+A key without a suffix is the washed model's value. Every key except counts, times and chance levels also comes with these suffixes.
 A metric over no item is left out. So is a value that is not finite, and the log warns of it.
 
 | suffix | meaning |
@@ -148,14 +149,26 @@ others are predicted, with every tokenizer: a beginning-of-text token that the t
 predicted. A document is cut to the model's longest context. Perplexity is per token, so it compares a model with itself before washing, and
 not models with different tokenizers.
 
-## Reasoning: the hub or local rows
+## Reasoning
 
-`evaluation.reasoning.source=hub` takes the harness's tasks as they are. `local` takes the same task configurations, from the
-installed harness, over rows in `evaluation.reasoning.data`, and calls them `<task>_mirror`. `auto` asks the hub
-whether it is there (three seconds at most; `HF_HUB_OFFLINE=1` says no at once) and takes `local` where it is not, so a
-metric's key says what it was measured on; so does `reasoning_tasks` in `manifest.json`.
+A model that guesses cannot lose reasoning. So a task counts for `reasoning/mean` only if the accuracy of the unwashed model exceeds the
+chance level $c$ by two standard errors of guessing, $2\sqrt{c(1-c)/n}$ with $n$ items. The mean is over the same tasks before
+and after washing. The log and `tasks_at_chance` in `manifest.json` name the other tasks; if no task is above chance,
+there is no mean. A task without a known chance level always counts.
 
-A row is one JSON object a line, either as `datasets` exports the task's own data set or flat, with the prompt filled in:
+`evaluation.reasoning.few_shot=5` puts five solved examples before each item. They are drawn as the harness draws them: from the split that a
+task names for it, else from its training, validation or scored rows, with a fixed seed, so that both models read the same examples. If
+examples come from the scored rows, an item is never its own example. `evaluation.reasoning.chat_template=true` turns prompts into messages of the
+tokenizer's chat template, each example as a question and an answer. `evaluation.reasoning.system` is the system message. If a prompt is longer than the model's context, the harness cuts its beginning; the log says how often.
+
+### Rows from the hub or from local files
+
+With `evaluation.reasoning.source=hub` the harness loads its own rows. With `local` the same task configurations, from the
+installed harness, read rows in the folder `evaluation.reasoning.data`, and the scores are called `<task>_mirror`. With `auto` the source is the hub
+if it answers within three seconds (`HF_HUB_OFFLINE=1` means no), and otherwise `local`. So a
+metric's key says where its rows came from, and so does `reasoning_tasks` in `manifest.json`.
+
+A row is one JSON object in a line: either the data set's own row, as `datasets` exports it, or a flat row, which contains the whole prompt:
 
 | task | file | flat row |
 | --- | --- | --- |
@@ -167,8 +180,10 @@ A row is one JSON object a line, either as `datasets` exports the task's own dat
 | `logiqa` | `logi_qa.jsonl` | `query` ("Context: ... Question: ... Choices: A. ..."), `gold` |
 | `boolq` | `boolq.jsonl` | `query` ("Passage: ... Question: ...?"), `gold` |
 
-For the same record a mirror makes the same requests and scores them alike (`tests/test_mirror.py`). Flat rows may
-differ from the data set's in their text: a published HellaSwag in this shape does not capitalise the
-second half of a context, and BoolQ's passages lack their titles. Scores over them are comparable with each other, and only nearly with the
-hub's.
+With few-shot examples, each file except LAMBADA's needs a second one with rows of the training split, such as `arc_easy_train.jsonl`.
+
+For the same record a mirror sends the same requests to the model as the harness's task and scores them alike (`tests/test_mirror.py`). The text of
+flat rows can differ from the data set's: a published HellaSwag in this shape does not capitalise the
+second half of a context, and its BoolQ passages lack their titles. Scores over such rows can be compared with each other, but only
+approximately with scores over the hub's rows.
 """

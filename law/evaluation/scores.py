@@ -22,7 +22,14 @@ from law.evaluation.fluency import (
 )
 from law.evaluation.knowledge import REPORTED, Replies, knowledge_metrics, probe_sets
 from law.evaluation.likelihood import object_log_probs
-from law.evaluation.reasoning import ReasoningSettings, load_tasks, mean_accuracy, score_reasoning, tasks_key
+from law.evaluation.reasoning import mean_accuracy, score_reasoning, tasks_at_chance
+from law.evaluation.reasoning_tasks import (
+    ReasoningSettings,
+    chance_levels,
+    check_chat_template,
+    load_tasks,
+    tasks_key,
+)
 from law.facts.fact import Fact
 
 
@@ -63,6 +70,8 @@ class Scores:
 class Scorer:
     """Scores models by the same questions, tasks and texts. It loads the tasks' rows once.
 
+    ``chance`` is the accuracy of a random guess on each task for which it is known.
+
     Raises:
         LawError: a task is unknown, or its rows or the held-out text are missing.
     """
@@ -72,9 +81,15 @@ class Scorer:
             settings.fluency.check()
         self.settings = settings
         self.tasks = load_tasks(settings.reasoning) if settings.reasoning.tasks else {}
+        self.chance = chance_levels(self.tasks, settings.reasoning.limit)
 
     def on(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, cached: bool) -> Examination:
-        """The examination of a model with its present weights; ``cached`` keeps its scores for other runs."""
+        """The examination of a model with its present weights; ``cached`` keeps its scores for other runs.
+
+        Raises:
+            LawError: the tokenizer cannot build the prompts of the reasoning tasks.
+        """
+        check_chat_template(tokenizer, self.settings.reasoning)
         folder = self.settings.cache if cached else None
         return Examination(self, model, tokenizer, Cache(Path(folder) if folder else None))
 
@@ -159,14 +174,18 @@ class Examination:
             scores = score_reasoning(self._model, self._tokenizer, self._tasks, settings)
             return {key: asdict(score) for key, score in scores.items()}
 
-        found = self._cached("reasoning", {"tasks": tasks_key(self._tasks, settings)}, compute)
+        found = self._cached(
+            "reasoning", {"tasks": tasks_key(self._tasks, self._tokenizer, settings)}, compute
+        )
         return {key: Estimate(**score) for key, score in found.items()}
 
     def _cached(self, name: str, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
         return self._cache.json(name, self._key | key, compute)
 
 
-def compare(washed: Sequence[Fact], kept: Sequence[Fact], before: Scores, after: Scores) -> dict[str, float]:
+def compare(
+    washed: Sequence[Fact], kept: Sequence[Fact], before: Scores, after: Scores, chance: Mapping[str, float]
+) -> dict[str, float]:
     """The metrics of :mod:`law.evaluation.metrics`, except the counts and times that only a run knows."""
     metrics = knowledge_metrics(washed, kept, before.replies, after.replies)
     subjects = generation_prompts(washed, len(before.texts))
@@ -174,6 +193,7 @@ def compare(washed: Sequence[Fact], kept: Sequence[Fact], before: Scores, after:
     metrics |= entries("fluency/perplexity", before.perplexity, after.perplexity)
     for key in after.reasoning:
         metrics |= entries(f"reasoning/{key}", before.reasoning[key], after.reasoning[key])
-    return metrics | entries(
-        "reasoning/mean", mean_accuracy(before.reasoning), mean_accuracy(after.reasoning)
-    )
+    metrics |= {f"reasoning/{task}/chance": level for task, level in chance.items()}
+    guessed = tasks_at_chance(before.reasoning, chance)
+    means = (mean_accuracy(scores.reasoning, guessed) for scores in (before, after))
+    return metrics | entries("reasoning/mean", *means)

@@ -17,7 +17,8 @@ from law.base.cache import content_hash, write_json
 from law.base.checks import Checked, Count, Seed, whole
 from law.decoders.greedy_decoding import greedy_answers, recalls
 from law.decoders.loading import ModelSettings, load_model
-from law.evaluation.reasoning import ReasoningSettings, load_tasks, score_reasoning
+from law.evaluation.reasoning import score_reasoning
+from law.evaluation.reasoning_tasks import ReasoningSettings, load_tasks
 from law.facts.counterfact import read_counterfact
 from law.lab.reasoning import TASKS
 from law.lab.training import TrainingSettings, World, new_model, train, train_tokenizer

@@ -31,6 +31,7 @@ from law.decoders.greedy_decoding import recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.saving import Save, save_washed, snapshot
 from law.evaluation.metrics import describe
+from law.evaluation.reasoning import tasks_at_chance
 from law.evaluation.scores import EvaluationSettings, Scorer, Scores, compare
 from law.facts.fact import Fact, FactSplit, Question, facts_hash
 from law.methods.protocol import Method
@@ -139,6 +140,11 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
                 "dataset.path, or raise dataset.wash."
             )
         before = examined.scores(washed, kept)
+        manifest["tasks_at_chance"] = guessed = tasks_at_chance(before.reasoning, scorer.chance)
+        if guessed:
+            log.warning(
+                "not above chance before washing, and left out of reasoning/mean: %s", ", ".join(guessed)
+            )
 
     spared: list[float] = []
     with _timed(stages, "wash"), (folder / "method.jsonl").open("w", encoding="utf-8") as lines:
@@ -159,7 +165,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         after = before if reexamined.hash == examined.hash else reexamined.scores(washed, kept)
 
     metrics: dict[str, float] = {"facts/known": len(washed)}
-    metrics |= compare(washed, kept, before, after)
+    metrics |= compare(washed, kept, before, after, scorer.chance)
     metrics["time/wash_s"] = stages["wash"] + sum(spared)
     for name, value in list(metrics.items()):
         describe(name)  # a metric that law/evaluation/metrics.py does not document is a mistake

@@ -1,4 +1,4 @@
-"""Local rows for harness tasks: JSON lines in, the harness's data set out."""
+"""Local rows for harness tasks: JSON lines are read into a data set of the ``datasets`` library."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ Row = dict[str, Any]
 def beside_task(file: str, **_: Any) -> datasets.DatasetDict:
     """The rows of a JSONL file in ``law/evaluation/tasks``, as the split ``test``.
 
-    The harness calls this through ``!function`` in a task's YAML, with all the task's metadata.
+    The harness calls this function because a task's YAML names it after ``!function``. It also passes the
+    task's metadata, which is not used.
     """
-    return read_rows(Path(__file__).parent / file, lambda row: row)
+    return datasets.DatasetDict({"test": read_rows(Path(__file__).parent / file, lambda row: row)})
 
 
-def read_rows(path: Path, shape: Callable[[Row], Row]) -> datasets.DatasetDict:
-    """The rows of a JSONL file, each turned by ``shape``, as the split ``test``.
+def read_rows(path: Path, shape: Callable[[Row], Row]) -> datasets.Dataset:
+    """The rows of a JSONL file, each converted by ``shape``.
 
     Raises:
         LawError: names the file, and the line that is malformed.
@@ -44,8 +45,8 @@ def read_rows(path: Path, shape: Callable[[Row], Row]) -> datasets.DatasetDict:
                 "in the shape that docs/metrics.md names. Mend or remove that line."
             ) from error
     try:
-        return datasets.DatasetDict({"test": datasets.Dataset.from_list(rows)})
-    except (ValueError, TypeError) as error:  # pyarrow's errors are kinds of these
+        return datasets.Dataset.from_list(rows)
+    except (ValueError, TypeError) as error:  # the base classes of pyarrow's errors
         raise LawError(
             f"{path}: the rows are not of one kind ({str(error).splitlines()[0]}). Expected the same keys with "
             "values of the same types in every line; mend the file."
