@@ -179,6 +179,7 @@ def test_the_tradeoff_against_kept_facts_and_against_reasoning(tmp_path: Path, d
     for axes, unwashed in ((kept, 100), (reasoning, 90)):
         points = [tuple(*collection.get_offsets().tolist()) for collection in axes.collections[-2:]]
         assert points == [(0, pytest.approx(unwashed)), (100, pytest.approx(unwashed))]
+        assert axes.get_ylim()[1] <= 105
     names = [text.get_text() for text in figure.legends[0].get_texts()]
     assert names == ["law", "memit", "unwashed model", "ideal"]
 

@@ -158,7 +158,7 @@ def test_markdown(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("manifest", ["[]", "{}", '{"status": "finished"}', "null", "\x00"])
-def test_a_broken_manifest_is_told_of(folder: Path, manifest: str) -> None:
+def test_a_broken_manifest_is_reported(folder: Path, manifest: str) -> None:
     (folder / "killed" / "manifest.json").write_text(manifest)
     (folder / "killed" / "metrics.json").write_text('{"forget/accuracy": 0.5}')
     sweep = load_sweep(folder)
@@ -343,7 +343,7 @@ def test_settings_that_vary_make_rows_of_their_own(tmp_path: Path) -> None:
     assert not sweep.missing
 
 
-def test_labels_show_what_differs_and_the_note_tells_the_rest() -> None:
+def test_labels_show_what_differs_and_the_note_lists_the_rest() -> None:
     everywhere = {"dataset.keep": "400", "evaluation.reasoning.limit": "40", "dataset.wash": "20"}
     chosen = {
         "none": [{}],
@@ -374,7 +374,7 @@ def test_settings_of_the_method_stand_first_in_a_label() -> None:
     ("field", "part"),
     [("setup_hash", "configuration"), ("inputs_hash", "input files"), ("code_hash", "code")],
 )
-def test_runs_that_differ_in_what_no_setting_tells_are_not_averaged(
+def test_runs_that_differ_although_their_settings_agree_are_not_averaged(
     tmp_path: Path, field: str, part: str
 ) -> None:
     """A preset, a file of facts or the code was edited after the first seed."""
@@ -511,7 +511,7 @@ def test_which_overrides_are_settings() -> None:
     assert settings_of(overrides + kept) == {"method.lam": "1", "evaluation": "paper", "dataset.path": "a=b"}
 
 
-def test_the_latest_of_runs_that_no_setting_tells_apart_counts(tmp_path: Path) -> None:
+def test_the_latest_of_several_runs_of_one_setup_and_seed_counts(tmp_path: Path) -> None:
     for day, value in (("02", 0.2), ("03", 0.3), ("01", 0.1)):
         save(tmp_path, "law", {"forget/accuracy": value}, ended=f"2026-01-{day}T00:00:00+00:00")
     sweep = load_sweep(tmp_path)
@@ -557,7 +557,7 @@ def test_jobs_of_the_sweep_that_have_not_finished_show_why(tmp_path: Path) -> No
     assert frame.loc["rmu (lam=1e-06)", "runs"] == 0 and pd.isna(frame.loc["rmu (lam=1e-06)", "metric"])
 
 
-def test_a_multirun_that_cannot_be_read_is_told_of(tmp_path: Path) -> None:
+def test_a_multirun_that_cannot_be_read_is_reported(tmp_path: Path) -> None:
     save(tmp_path, "law", {"forget/accuracy": 0.1})
     save_multirun(tmp_path, ["method=law,"])
     (remark,) = load_sweep(tmp_path).remarks
@@ -674,13 +674,13 @@ def test_published_numbers_stand_beside_measured_ones_and_win_nothing(folder: Pa
     ("old", "new", "message"),
     [
         ("0.015", "1.5", "entry 1: the value of forget/accuracy is 1.5; expected a fraction"),
-        ("0.015", "much", "entry 1: .*much.* Expected model, dataset"),
+        ("0.015", "much", "entry 1: .*much.* Expected the fields model, dataset"),
         (
             "forget/accuracy",
             "forget/accuracy_before",
-            "'forget/accuracy_before' is no metric that tables show",
+            "'forget/accuracy_before' is not a metric that tables show",
         ),
-        ("forget/accuracy", "forget/acuracy", "'forget/acuracy' is no metric"),
+        ("forget/accuracy", "forget/acuracy", "'forget/acuracy' is not a metric"),
         ("page: 7, ", "", "entry 1: .*page"),
         ("page: 7", "pages: 7", "entry 1: .*pages"),
         ("source: A paper}\n- {model", "source: ''}\n- {model", "entry 1: source is empty"),
@@ -689,7 +689,7 @@ def test_published_numbers_stand_beside_measured_ones_and_win_nothing(folder: Pa
             "method: law, metric: forget/accuracy",
             "entries 1 and 2 both give lab, lab, law, forget/accuracy",
         ),
-        (PUBLISHED, "model: lab", "is no list of published numbers"),
+        (PUBLISHED, "model: lab", "is not a list of published numbers"),
         (PUBLISHED, "- [", "cannot be read"),
     ],
 )

@@ -65,7 +65,7 @@ def panels_of(setups: Iterable[Setup]) -> list[Panel]:
 
 
 def _title(panel: Panel, rivals: Sequence[Panel]) -> str:
-    """Model and data set, and what tells the panel from the others of both."""
+    """Model and data set, and what distinguishes the panel from the others of the same two."""
     title = f"{panel.model}, {panel.dataset}"
     if len({rival.tasks for rival in rivals}) > 1:
         common = set.intersection(*(set(rival.tasks) for rival in rivals))

@@ -75,11 +75,11 @@ def tidy(axes: Axes, x: str, y: str) -> None:
 
 
 def widen(axes: Axes) -> None:
-    """Let an axis of percentages span ``NARROWEST`` at least, between 0 and 100 as far as it can."""
+    """Let an axis of percentages span ``NARROWEST`` at least, and end soon after 0 and 100."""
     low, high = axes.get_ylim()
-    if high - low < NARROWEST:
-        low = min(max((low + high - NARROWEST) / 2, -1), 101 - NARROWEST)
-        axes.set_ylim(low, low + NARROWEST)
+    span = min(max(high - low, NARROWEST), 104)
+    low = min(max((low + high - span) / 2, -2), 102 - span)
+    axes.set_ylim(low, low + span)
 
 
 def plain(text: str) -> str:

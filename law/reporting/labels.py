@@ -11,11 +11,11 @@ Pair = tuple[str, str]
 
 
 def labels(setups: Sequence[Setup]) -> dict[Setup, str]:
-    """The label of each setup of one panel: the method and, in parentheses, what tells its row from others.
+    """The label of each setup of one panel: the method and, in parentheses, what distinguishes its row.
 
     A setting of the method is shown if the rows of that method differ in it, any other setting if the rows
-    of the panel do. Settings of the method come first. Of a setting's name the last part is shown, and as
-    many parts before it as tell it from the other settings.
+    of the panel do. Settings of the method come first. The name of a setting is cut to its last part, or
+    to as many parts as distinguish it from the other settings.
     """
     short = _short_names({key for setup in setups for key, _ in setup.settings})
     named = {}

@@ -35,10 +35,12 @@ RULES = {
 def describe_columns(panel: Panel, columns: Mapping[Metric, str]) -> str:
     """Sentences on what these columns are; ``columns`` has their titles."""
     meanings = MEANINGS | {"reasoning/mean": f"mean accuracy on {_listed(panel.tasks)}"}
-    told = [f"{title}: {meanings[metric.key]}" for metric, title in columns.items() if metric.key in meanings]
+    sentences = [
+        f"{title}: {meanings[metric.key]}" for metric, title in columns.items() if metric.key in meanings
+    ]
     others = [title for metric, title in columns.items() if metric.unit != "fraction"]
-    told.append("numbers are in percent" + f", except {' and '.join(others)}" * bool(others))
-    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in told)
+    sentences.append("numbers are in percent" + f", except {' and '.join(others)}" * bool(others))
+    return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
 
 
 def explain(

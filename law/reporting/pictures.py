@@ -28,7 +28,7 @@ from law.reporting.sweep import Setup, Sweep
 
 @dataclass(frozen=True)
 class Picture:
-    """Metrics against one swept setting, a panel each; ``label`` says what the setting is."""
+    """Metrics against one swept setting, with axes for each metric; ``label`` is the title of the setting's axis."""
 
     setting: str
     label: str
@@ -49,10 +49,11 @@ PICTURES = {
 
 
 def plot_setting(sweep: Sweep, picture: Picture, path: Path) -> None:
-    """Each metric of the picture that was measured, against its setting; a line per model, data set and method.
+    """Each metric of the picture that was measured, against its setting. Each row of a table is a line.
 
-    Numbers lie to scale, on a logarithmic axis if the largest is 20 times the smallest; words side by
-    side. Bars are the sample standard deviation over runs, or one run's standard error over items.
+    The axis of a setting with numbers is linear, or logarithmic if the largest is at least 20 times the
+    smallest. Other values stand side by side. Bars are the sample standard deviation over runs, or the
+    standard error over the items of a single run.
 
     Raises:
         LawError: the setting takes fewer than two values, or none of the metrics was measured.
@@ -80,7 +81,7 @@ def plot_setting(sweep: Sweep, picture: Picture, path: Path) -> None:
     handles: Handles = {}
     for axes, key in zip(figure.subplots(1, len(metrics), squeeze=False).flat, metrics, strict=True):
         scale = 100 if describe(key).unit == "fraction" else 1
-        # all washed facts are recalled before, and a line up there would leave the axis no room for what is left
+        # before washing all of them are recalled: a line at 100 % would compress the axis
         for panel in () if key.startswith("forget/") else panels_of(at):
             measured = score([run for run in runs if run.setup in panel.setups], key)
             if measured and measured.before is not None:
@@ -110,7 +111,7 @@ def plot_setting(sweep: Sweep, picture: Picture, path: Path) -> None:
 
 
 def _places(texts: set[str]) -> tuple[dict[str, float], bool]:
-    """Where each value of a setting stands on its axis, and whether that is to scale."""
+    """The place of each value of a setting on its axis, and whether the places are the values themselves."""
     try:
         return {text: float(text) for text in sorted(texts, key=float)}, True
     except ValueError:
@@ -122,21 +123,21 @@ def _without(setup: Setup, setting: str) -> Setup:
 
 
 def plot_facts_left(sweep: Sweep, path: Path) -> None:
-    """The washed facts still recalled after each layer, in percent, of the runs whose method told of them.
+    """The washed facts still recalled after each layer, in percent, of the runs whose method reported them.
 
-    A run that stopped early had none left, and so has none after the later layers.
+    A run that reports nothing for a layer had no facts left before it, so it has none there.
 
     Raises:
-        LawError: no run tells of facts left.
+        LawError: no run reports them.
     """
-    told = {run.folder: left for run in sweep.runs if (left := facts_left(run.folder))}
-    runs = [run for run in sweep.runs if run.folder in told]
+    reported = {run.folder: left for run in sweep.runs if (left := facts_left(run.folder))}
+    runs = [run for run in sweep.runs if run.folder in reported]
     if not runs:
         raise LawError(
             "No finished run has lines with `layer` and `facts_left` in its method.jsonl; expected runs of LAW, "
-            "which tells of them after each layer."
+            "which reports them after each layer."
         )
-    layers = sorted({layer for left in told.values() for layer in left})
+    layers = sorted({layer for left in reported.values() for layer in left})
     names = names_in_order(run.setup for run in runs)
     looks = looks_of(names)
     figure = Figure((6.5, 4.3), layout="constrained")
@@ -144,7 +145,10 @@ def plot_facts_left(sweep: Sweep, path: Path) -> None:
     handles: Handles = {}
     for setup, name in names.items():
         shares = [  # (runs, 1 + layers), in percent
-            [100, *(100 * told[run.folder].get(layer, 0) / run.metrics["facts/known"] for layer in layers)]
+            [
+                100,
+                *(100 * reported[run.folder].get(layer, 0) / run.metrics["facts/known"] for layer in layers),
+            ]
             for run in runs
             if run.setup == setup
         ]
@@ -162,7 +166,7 @@ def plot_facts_left(sweep: Sweep, path: Path) -> None:
 
 
 def facts_left(folder: Path) -> dict[int, int]:
-    """By layer, the facts that a method said were left after it; empty where it said nothing of the kind."""
+    """By layer, how many washed facts were still recalled after it; empty if the method did not report them."""
     try:
         lines = (folder / "method.jsonl").read_text(encoding="utf-8").splitlines()
     except OSError:

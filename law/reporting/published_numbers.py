@@ -1,4 +1,4 @@
-"""Numbers that others have published, to stand beside measured ones."""
+"""Published numbers, to be shown beside measured ones."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ A YAML list; each entry has all of these:
   method: law
   metric: forget/accuracy   # a key of metrics.json, docs/metrics.md
   value: 0.25               # in that metric's unit, a fraction between 0 and 1
-  table: "2"                # where it stands in the source
+  table: "2"                # of the source
   page: 7
-  source: what was read, so that anyone finds it
+  source: title and year of the paper
 """
 
 
 @dataclass
 class Published:
-    """One published number, in the unit of its metric, and where it stands."""
+    """One published number in the unit of its metric, and where it was published."""
 
     model: str
     dataset: str
@@ -45,12 +45,12 @@ def load_published(path: Path) -> list[Published]:
     """The entries of a file in ``FORMAT``.
 
     Raises:
-        LawError: names the entry that is malformed, of an unknown metric, out of range or told twice.
+        LawError: an entry is malformed, out of range, of an unknown metric, or repeats another.
     """
     try:
         loaded = OmegaConf.load(path)
         if not OmegaConf.is_list(loaded):
-            raise LawError(f"{path} is no list of published numbers. Expected:\n{FORMAT}")
+            raise LawError(f"{path} is not a list of published numbers. Expected:\n{FORMAT}")
         entries = [_entry(path, number, one) for number, one in enumerate(loaded, start=1)]
     except (OSError, UnicodeError, YAMLError, OmegaConfBaseException) as error:
         raise LawError(f"{path} cannot be read: {error}. Expected:\n{FORMAT}") from error
@@ -66,7 +66,7 @@ def load_published(path: Path) -> list[Published]:
 
 
 def _entry(path: Path, number: int, given: Any) -> Published:
-    """One entry, every field of it there and of its type."""
+    """One entry. Every field must be present and of its type."""
     names = [field.name for field in fields(Published)]
     where = f"{path}, entry {number}"
     try:
@@ -74,7 +74,7 @@ def _entry(path: Path, number: int, given: Any) -> Published:
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         problem = str(error).splitlines()[0]
         raise LawError(
-            f"{where}: {problem}. Expected {', '.join(names)}, no other and none left out."
+            f"{where}: {problem}. Expected the fields {', '.join(names)}, and no others."
         ) from error
     assert isinstance(entry, Published)
     metric = _metric(where, entry.metric)
@@ -85,20 +85,20 @@ def _entry(path: Path, number: int, given: Any) -> Published:
         )
     if empty := [name for name in names if str(getattr(entry, name)).strip() == ""]:
         raise LawError(
-            f"{where}: {', '.join(empty)} is empty. Expected where the number stands, so that anyone finds it."
+            f"{where}: {', '.join(empty)} is empty. Expected the place where the number was published."
         )
     return entry
 
 
 def _metric(where: str, key: str) -> Metric:
-    """A metric of the washed model; neither ``_before`` nor a standard error is compared."""
+    """A metric of the washed model. Values before washing and standard errors are not compared."""
     try:
         metric = describe(key)
     except KeyError:
         metric = None
     if metric is None or metric.better == "neither":
         raise LawError(
-            f"{where}: {key!r} is no metric that tables show. Expected a key of docs/metrics.md with a better "
-            "direction, without a suffix, such as forget/accuracy."
+            f"{where}: {key!r} is not a metric that tables show. Expected a key of docs/metrics.md without a suffix, "
+            "of which higher or lower is better, such as forget/accuracy."
         )
     return metric

@@ -102,11 +102,11 @@ def _rows(
             cells.append(Cell(text, bool(wins)))
         lines.append((setup, cells))
     for method in dict.fromkeys(one.method for one in quoted):
-        told = {one.metric: one.value for one in quoted if one.method == method}
-        texts = [_text(m, told[m.key]) if m.key in told else NOTHING for m in metrics]
+        values = {one.metric: one.value for one in quoted if one.method == method}
+        texts = [_text(m, values[m.key]) if m.key in values else NOTHING for m in metrics]
         row = [Cell(text) for text in (f"{method} (published)", NOTHING, *texts)]
         lines.append((Setup(panel.model, panel.dataset, method), row))
-    lines.sort(key=lambda line: line[0].order[:4])  # stable: what is published follows what was measured
+    lines.sort(key=lambda line: line[0].order[:4])  # stable: published rows follow measured ones
     return [cells for _, cells in lines]
 
 

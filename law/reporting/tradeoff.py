@@ -48,8 +48,8 @@ def plot_tradeoff(sweep: Sweep, path: Path) -> None:
     runs = _drawable(sweep)
     panels = panels_of({run.setup for run in runs})
     costs = [key for key in COSTS if any(key in run.metrics for run in runs)]
-    told = {setup: label for panel in panels for setup, label in labels(panel.setups).items()}
-    looks = looks_of(told)
+    named = {setup: label for panel in panels for setup, label in labels(panel.setups).items()}
+    looks = looks_of(named)
     figure = Figure((4.6 * len(costs), 3.8 * len(panels) + 0.4), layout="constrained")
     handles: Handles = {}
     for row, panel in zip(figure.subplots(len(panels), len(costs), squeeze=False), panels, strict=True):
@@ -59,8 +59,8 @@ def plot_tradeoff(sweep: Sweep, path: Path) -> None:
                 alike = [run for run in mine if run.setup == setup]
                 left, cost = score(alike, LEFT), score(alike, key)
                 if left and cost:
-                    colour, marker = looks[told[setup]]
-                    handles[told[setup]] = axes.errorbar(
+                    colour, marker = looks[named[setup]]
+                    handles[named[setup]] = axes.errorbar(
                         100 * (1 - left.mean),
                         100 * cost.mean,
                         xerr=100 * (left.spread or 0),
@@ -74,9 +74,9 @@ def plot_tradeoff(sweep: Sweep, path: Path) -> None:
             measured = score(mine, key)
             if measured and measured.before is not None:
                 before = 100 * measured.before
-                look: dict[str, Any] = {"edgecolors": "black", "zorder": 3}
-                handles["unwashed model"] = axes.scatter(0, before, 110, "white", marker="p", **look)
-                handles["ideal"] = axes.scatter(100, before, 180, "#F0E442", marker="*", **look)
+                look: dict[str, Any] = {"edgecolors": "black", "zorder": 1}  # behind the runs
+                handles["unwashed model"] = axes.scatter(0, before, 200, "white", marker="p", **look)
+                handles["ideal"] = axes.scatter(100, before, 300, "#F0E442", marker="*", **look)
             tidy(axes, "washed facts forgotten (%)", COSTS[key])
             axes.set_xlim(-5, 105)
             if key == "retain/accuracy":
