@@ -475,6 +475,19 @@ def test_reasoning_on_different_tasks_is_not_compared(tmp_path: Path) -> None:
     assert "mean accuracy on 2 tasks (hellaswag_mirror, lab_row)." in legends[1]
 
 
+def test_tasks_on_which_the_unwashed_model_guesses_do_not_count(tmp_path: Path) -> None:
+    """They are measured and shown; the mean is over the others, and says so."""
+    metrics = {"reasoning/a/acc": 0.9, "reasoning/b/acc": 0.25, "reasoning/mean": 0.9}
+    save(tmp_path, "law", metrics, reasoning_tasks=["b", "a"], tasks_at_chance=["b"])
+    save(tmp_path, "memit", metrics, reasoning_tasks=["a", "b"], tasks_at_chance=["b"])
+    (table,) = build_report(load_sweep(tmp_path)).full
+    assert column(table, "b ↑") == ["*25.0*", "*25.0*"]
+    assert (
+        "Reasoning: mean accuracy on a. Not in that mean, since the unwashed model only guesses there: b."
+        in table.legend
+    )
+
+
 def test_rules_of_recall_are_not_compared(tmp_path: Path) -> None:
     save(tmp_path, "law", {"forget/accuracy": 0.4}, recall="whole_word")
     save(tmp_path, "memit", {"forget/accuracy": 0.5})

@@ -83,7 +83,8 @@ def _load(folder: Path) -> Run | Missing | None:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         setup = _setup(manifest["choices"], manifest.get("settings", {}))
         seed, status = int(manifest["seed"]), manifest["status"]
-        named = {str(task) for task in manifest.get("reasoning_tasks", ())}
+        named = {*map(str, manifest.get("reasoning_tasks", ()))}
+        guessed = {*map(str, manifest.get("tasks_at_chance", ()))}
         recall = str(manifest.get("recall", "substring"))  # the only rule before manifests named one
         origin = {part: str(manifest.get(key) or UNKNOWN) for key, part in ORIGIN.items()}
         versions = {str(package): str(version) for package, version in manifest.get("versions", {}).items()}
@@ -99,7 +100,7 @@ def _load(folder: Path) -> Run | Missing | None:
     except (OSError, ValueError, TypeError, AttributeError):
         return Missing(setup, seed, "unfinished", f"{folder.name}/metrics.json cannot be read")
     scored = {task[1] for key in numbers if (task := re.fullmatch("reasoning/([^/]+)/acc", key))}
-    measured = replace(setup, tasks=tuple(sorted(named or scored)), recall=recall)
+    measured = replace(setup, tasks=tuple(sorted((named or scored) - guessed)), recall=recall)
     return Run(measured, seed, numbers, folder, str(manifest.get("ended", "")), origin, versions)
 
 

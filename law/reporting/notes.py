@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 
 from law.evaluation.metrics import Metric
 from law.reporting.comparability import Panel
@@ -32,12 +33,20 @@ RULES = {
 """The rules of recall that a manifest names, as sentences."""
 
 
-def describe_columns(panel: Panel, columns: Mapping[Metric, str]) -> str:
-    """Sentences on what these columns are; ``columns`` has their titles."""
+def describe_columns(panel: Panel, columns: Mapping[Metric, str], reported: Iterable[str]) -> str:
+    """Sentences on what these columns are.
+
+    Args:
+        columns: their titles.
+        reported: the keys of all metrics that a row of the panel has.
+    """
     meanings = MEANINGS | {"reasoning/mean": f"mean accuracy on {_listed(panel.tasks)}"}
-    sentences = [
-        f"{title}: {meanings[metric.key]}" for metric, title in columns.items() if metric.key in meanings
-    ]
+    sentences = [f"{title}: {meanings[m.key]}" for m, title in columns.items() if m.key in meanings]
+    scored = {found[1] for key in reported if (found := re.fullmatch("reasoning/([^/]+)/acc", key))}
+    if panel.tasks and (guessed := sorted(scored - {*panel.tasks})):
+        sentences.append(
+            f"not in that mean, since the unwashed model only guesses there: {', '.join(guessed)}"
+        )
     others = [title for metric, title in columns.items() if metric.unit != "fraction"]
     sentences.append("numbers are in percent" + f", except {' and '.join(others)}" * bool(others))
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)

@@ -23,7 +23,7 @@ class Setup:
 
     Args:
         settings: what the command line or the sweep set besides, by name.
-        tasks: the reasoning tasks that were measured, in alphabetical order; none if no run has finished.
+        tasks: the tasks that the mean of reasoning is over, in alphabetical order; none if no run has finished.
         recall: the rule by which a fact counts as recalled; "" if no run has finished.
         origin: the entries of ``ORIGIN`` in which it differs from setups with the same choices and settings.
     """

@@ -68,7 +68,7 @@ def build_report(sweep: Sweep, published: Sequence[Published] = ()) -> Report:
             headings = ["method", "runs", *(f"{title} {ARROWS[m.better]}" for m, title in columns.items())]
             bare = {"time/wash_s"} if columns is short else set()  # a short table lacks the width
             rows = _rows(sweep, panel, scores, quoted, [*columns], bare)
-            legend = describe_columns(panel, columns)
+            legend = describe_columns(panel, columns, reported)
             tables.append(Table(panel.title, headings, rows, names=1, legend=legend, note=note))
     return report
 
