@@ -188,8 +188,10 @@ def _arguments(cls: type) -> dict[str, str]:
     return found
 
 
-def _full_name(cls: type, name: str) -> str:
-    """The dotted name of what a docstring of ``cls`` calls ``name``."""
+def _full_name(cls: type, name: str) -> str | None:
+    """The dotted name of what a docstring of ``cls`` calls ``name``, where a page describes it."""
+    if name.startswith("_"):
+        return None
     found = vars(sys.modules[cls.__module__]).get(name)
     return name if found is None else f"{found.__module__}.{found.__qualname__}"
 

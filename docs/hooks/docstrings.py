@@ -70,9 +70,9 @@ def _rewrite(thing: griffe.Object) -> None:
 
 
 def _full_name(thing: griffe.Object, name: str) -> str | None:
-    """The dotted name of what a docstring of ``thing`` calls ``name``, where it has a docstring of its own."""
+    """The dotted name of what a docstring of ``thing`` calls ``name``, where a page describes it."""
     try:
         found = thing.modules_collection[thing.resolve(name)]
     except (griffe.NameResolutionError, KeyError):
         found = thing.modules_collection[name]
-    return found.path if found.has_docstring else None
+    return found.path if found.has_docstring and not found.name.startswith("_") else None
