@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from law.base.cache import write_json
 from law.base.errors import LawError
+from law.base.files import write_json
 
 log = logging.getLogger("law.benchmark")
 

@@ -99,7 +99,7 @@ def run(
             NoTracker(),
             Save.nothing,
             folder / "run",
-            Identity("memory", {"method": "law"}, {}, 0, {}, ""),
+            Identity("memory", {"method": "law"}, {}, 0),
         )
     )
     return metrics["facts/known"] / len(facts)

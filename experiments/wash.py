@@ -7,7 +7,6 @@ torchrun --nproc-per-node 4 experiments/wash.py model=gpt-j-6b dataset=counterfa
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import hydra
@@ -22,8 +21,6 @@ from law.runs.identity import finished
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
 
-log = logging.getLogger(__name__)
-
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(config: DictConfig) -> dict[str, float]:
@@ -37,7 +34,6 @@ def _run(config: DictConfig) -> dict[str, float]:
     this = identity(config)
     metrics = gathered(None if config.rerun else finished(folder, this))[0]
     if metrics is not None:
-        log.info("%s has finished before; rerun=true runs it again", folder)
         return metrics
     job = Job(
         model=build(config.model),

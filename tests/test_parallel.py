@@ -14,8 +14,9 @@ from accelerate import dispatch_model
 from conftest import TrainedLab
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from law.base.cache import Cache, write_json
+from law.base.cache import Cache
 from law.base.errors import LawError
+from law.base.files import write_json
 from law.base.processes import add_up, failing_together, gathered, mine, processes, rank, world
 from law.decoders.greedy_decoding import greedy_answers
 from law.decoders.loading import ModelSettings, load_model

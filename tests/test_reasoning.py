@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import law
 from law.base.errors import LawError
+from law.base.files import FileHashes
 from law.evaluation.estimates import Estimate
 from law.evaluation.local_rows import harness_folders
 from law.evaluation.reasoning import mean_accuracy, score_reasoning, tasks_at_chance
@@ -178,18 +179,18 @@ def test_other_rows_and_prompts_are_other_scores(
     lambada: ReasoningSettings, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     tasks = load_tasks(lambada)
-    before = tasks_key(tasks, tiny_tokenizer, lambada)
+    before = tasks_key(tasks, tiny_tokenizer, lambada, FileHashes(None))
     assert before["tasks"] == ["lambada_openai_mirror"]
     chat = copy.deepcopy(tiny_tokenizer)
     chat.chat_template = CHAT
-    assert tasks_key(tasks, chat, lambada) == before  # the template is not used
+    assert tasks_key(tasks, chat, lambada, FileHashes(None)) == before  # the template is not used
     others = [
-        tasks_key(tasks, tiny_tokenizer, replace(lambada, few_shot=1)),
-        tasks_key(tasks, chat, replace(lambada, chat_template=True)),
-        tasks_key(tasks, chat, replace(lambada, chat_template=True, system="Think.")),
+        tasks_key(tasks, tiny_tokenizer, replace(lambada, few_shot=1), FileHashes(None)),
+        tasks_key(tasks, chat, replace(lambada, chat_template=True), FileHashes(None)),
+        tasks_key(tasks, chat, replace(lambada, chat_template=True, system="Think."), FileHashes(None)),
     ]
     (Path(str(lambada.data)) / "lambada_openai.jsonl").write_text('{"text": "Anna walked"}\n')
-    others.append(tasks_key(tasks, tiny_tokenizer, lambada))
+    others.append(tasks_key(tasks, tiny_tokenizer, lambada, FileHashes(None)))
     assert len({json.dumps(key) for key in [before, *others]}) == 5
 
 

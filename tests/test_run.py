@@ -139,7 +139,11 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
         assert metrics["reasoning/lab_larger/chance"] == 1 / 2
         assert "reasoning/mean" not in metrics and "reasoning/mean_before" not in metrics
         assert "left out of reasoning/mean: lab_larger" in (run / "wash.log").read_text()
-        assert {"model_hash", "facts_hash", "config_hash", "git_revision", "versions"} <= manifest.keys()
+        assert {"model_hash", "facts_hash", "git_revision", "versions"} <= manifest.keys()
+        assert None not in manifest["inputs"].values()
+        assert manifest["inputs"].keys() == {
+            *("model", "dataset", "method.moments", "evaluation.fluency", "evaluation.reasoning")
+        }
         rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
         assert len(rows) == 8
         assert sum(row["known_before"] for row in rows) == metrics["facts/known"] == metrics["facts/washed"]
@@ -159,6 +163,13 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
         assert {row["layer"] for row in reported if "layer" in row} == {0, 1}
         assert (run / ".hydra" / "config.yaml").exists()
         assert not list(run.glob("*.partial"))
+
+
+def test_the_seeds_of_a_setup_are_told_by_their_hashes(sweep: tuple[Path, Done]) -> None:
+    one, other = (json.loads((run / "manifest.json").read_text()) for run in runs_of(sweep[0]))
+    for name in ("setup_hash", "inputs_hash", "code_hash"):
+        assert len(one[name]) == 64 and one[name] == other[name]
+    assert one["config_hash"] != other["config_hash"]
 
 
 def test_each_job_has_its_own_wandb_run(sweep: tuple[Path, Done]) -> None:
@@ -326,7 +337,7 @@ def test_reports_may_be_words_and_need_not_be_finite(tmp_path: Path, trained_lab
         tracker=listener,
         save=Save.nothing,
         folder=tmp_path / "run",
-        identity=Identity("test", {}, {}, 0, {}, ""),
+        identity=Identity("test", {}, {}, 0),
     )
     metrics = wash_and_score(job)
     assert (metrics["forget/accuracy"], metrics["fluency/entropy_n"]) == (1, 1)

@@ -20,6 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from law.base.cache import Cache, seconds_of
 from law.base.errors import LawError
+from law.base.files import FileHashes
 from law.decoders.greedy_decoding import greedy_answers, recalled, recalls
 from law.decoders.structure import Decoder
 from law.editing import second_moments as moments_module
@@ -129,9 +130,9 @@ def test_text_from_lines_json_lines_and_data_sets(tmp_path: Path) -> None:
     both.check()
     assert list(both.read()) == ["a", "b\nb", "c"]
     assert list(MomentSettings(str(second), column="body").read()) == ["C"]
-    before = both.identity()
+    before = both.identity(FileHashes(None))
     jsonl(first, [{"text": "a"}, {"text": "bb"}])
-    assert both.identity() != before
+    assert both.identity(FileHashes(None)) != before
     folder = jsonl(tmp_path / "set" / "train.jsonl", [{"body": "x"}, {"body": ""}, {"body": "y"}]).parent
     dataset = MomentSettings(dataset=str(folder), column="body")
     dataset.check()

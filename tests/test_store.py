@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.base.cache import Cache, content_hash, file_hash, model_hash, write_json
+from law.base.cache import Cache, content_hash, model_hash
+from law.base.files import file_hash, write_json
 from law.decoders.saving import Save, save_washed, snapshot
 
 

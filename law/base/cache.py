@@ -1,29 +1,35 @@
-"""What is written to disk, and how: content hashes, a cache under them, and atomic files."""
+"""Results kept under the hash of what they were computed from."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import Any, TypeGuard, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import LawError
+from law.base.files import FileHashes, load_json, load_tensors, remove_partial, save_tensors, write_json
 from law.base.processes import gathered
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+COMPUTING = ("torch", "transformers", "tokenizers")
+"""The packages that every cached result is computed with: their versions are part of every key."""
+
+STALE_S = 3600.0
+"""A half-written file that nobody has touched for so long was left by a killed run."""
 
 SECONDS = "seconds"
 """Under this name a file of the cache keeps how long its tensors took to compute."""
@@ -32,12 +38,6 @@ SECONDS = "seconds"
 def content_hash(value: Any) -> str:
     """SHA-256 of a JSON-like value; mappings count whatever their order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, read in blocks."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_hash(model: PreTrainedModel) -> str:
@@ -60,44 +60,6 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
     return content_hash([tokenizer.get_vocab(), rules, tokenizer.eos_token])
 
 
-def fingerprint(path: str) -> str:
-    """Which files lie at ``path``, a file, a folder or a pattern: their names, sizes and times of change.
-
-    Cheaper than their content, and wrong only towards doing work again. A path that is not here
-    (a name on a hub) stands for itself.
-    """
-    root = Path(path)
-    found = root.rglob("*") if root.is_dir() else [root] if root.exists() else root.parent.glob(root.name)
-    files = sorted(file for file in found if file.is_file())
-    stats = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return content_hash([path, stats])
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-    partial.replace(path)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file; ``None`` where there is none, or a damaged one, which is logged."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        return None
-    except SafetensorError as error:
-        log.warning("%s is damaged (%s); computing it again", path, error)
-        return None
-
-
 def seconds_of(path: Path | None) -> float:
     """How long the tensors of a file took to compute; 0 where there is none, or one that does not tell."""
     if path is None:
@@ -107,17 +69,6 @@ def seconds_of(path: Path | None) -> float:
             return float(file.get_tensor(SECONDS))
     except (FileNotFoundError, SafetensorError):
         return 0.0
-
-
-def load_json(path: Path) -> Any:
-    """The value of a file; ``None`` where there is none, or a damaged one, which is logged."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        log.warning("%s is damaged (%s); computing it again", path, error)
-        return None
 
 
 def _everywhere(found: T | None) -> TypeGuard[T]:
@@ -138,15 +89,20 @@ def _again(path: Path) -> dict[str, Tensor]:
 class Cache:
     """Results kept under the hash of what they were computed from.
 
-    ``spared_s`` adds up the seconds that the tensors taken from it once took to compute, in whole or in part.
+    A key holds the content of all inputs and the ``VERSION`` of the module that computes the result; the
+    versions of :data:`COMPUTING` are added here. ``spared_s`` adds up the seconds that the tensors taken from
+    the cache once took to compute, in whole or in part. ``hashes`` remembers the hashes of large files there.
 
     Args:
-        folder: where they lie; ``None`` keeps nothing.
+        folder: where the results lie; ``None`` keeps nothing.
     """
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
         self.spared_s = 0.0
+        self.hashes = FileHashes(folder)
+        if folder is not None:
+            remove_partial(folder, STALE_S)
 
     def json(self, name: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """The JSON value kept under ``key``, computed when there is none."""
@@ -194,4 +150,5 @@ class Cache:
         if self.folder is None:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"{name}-{content_hash(key)[:16]}.{suffix}"
+        packages = {package: version(package) for package in COMPUTING}
+        return self.folder / f"{name}-{content_hash({**key, 'packages': packages})[:16]}.{suffix}"

@@ -19,6 +19,9 @@ from law.decoders.batching import Batches
 from law.decoders.prompts import check_length, token_ids
 from law.facts.fact import Fact, Question
 
+VERSION = 1
+"""Of the code that finds a model's answers: raise it with every change to them."""
+
 NEW_TOKENS = 10
 
 CHUNK = 16_384

@@ -5,14 +5,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import LawError
+from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
+from law.base.settings import FILES, SAME_RESULTS
 from law.decoders.structure import Parts, name_parts
 
 
@@ -29,11 +33,22 @@ class ModelSettings:
         parts: what the blocks and the down-projection are called, where the structure does not tell.
     """
 
-    path: str
+    path: str = field(metadata=FILES)
     dtype: str = "float32"
-    device: str = "auto"
-    device_map: str | None = None
+    device: str = field(default="auto", metadata=SAME_RESULTS)
+    device_map: str | None = field(default=None, metadata=SAME_RESULTS)
     parts: Parts = field(default_factory=Parts)
+
+    def content(self, hashes: FileHashes) -> Any:
+        """The files of a local folder with their hashes, or the revision in the hub's cache; ``None`` without either."""
+        folder = Path(self.path)
+        if folder.is_dir():
+            return hashes.of_folder(folder)
+        try:
+            kept = try_to_load_from_cache(self.path, "config.json")
+        except HFValidationError:
+            return None  # no name that a hub could have
+        return Path(kept).parent.name if isinstance(kept, str) else None
 
 
 def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

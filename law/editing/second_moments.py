@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import monotonic
@@ -21,16 +21,21 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from law.base.cache import SECONDS, Cache, load_tensors, model_hash, save_tensors, seconds_of, tokenizer_hash
+from law.base.cache import SECONDS, Cache, model_hash, seconds_of, tokenizer_hash
 from law.base.checks import Count, NonNegative
 from law.base.errors import LawError
+from law.base.files import load_tensors, save_tensors
 from law.base.processes import add_up, rank, world
+from law.base.settings import SAME_RESULTS
 from law.decoders.batching import Batches
 from law.decoders.prompts import positions
 from law.decoders.structure import Decoder
 from law.facts.general_text import TextSettings
 
 log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the code that computes C, part of its key in the cache: raise it with every change to the numbers."""
 
 CHUNK = 4096
 """Documents in memory at once; those of like length go through the model together."""
@@ -55,9 +60,9 @@ class MomentSettings(TextSettings):
 
     NAME = "moments"
 
-    batch_size: Count | None = None
+    batch_size: Count | None = field(default=None, metadata=SAME_RESULTS)
     tokens: Count = PIECE
-    save_every: NonNegative = 600.0
+    save_every: NonNegative = field(default=600.0, metadata=SAME_RESULTS)
 
 
 def second_moments(
@@ -73,10 +78,11 @@ def second_moments(
     """
     settings.check()
     key = {
+        "version": VERSION,
         "model": model_hash(decoder.model),
         "parts": asdict(decoder.parts),
         "tokenizer": tokenizer_hash(tokenizer),
-        "text": settings.identity(),
+        "text": settings.identity(cache.hashes),
         "documents": settings.documents,
         "layers": layers,
         "longest": positions(decoder.model),

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import groupby
 
@@ -32,12 +32,16 @@ from law.base.cache import Cache, model_hash, tokenizer_hash
 from law.base.checks import Checked, Count, NonNegative, Positive
 from law.base.errors import LawError
 from law.base.processes import add_up, mine
+from law.base.settings import SAME_RESULTS, counting
 from law.decoders.batching import Batches
 from law.decoders.prompts import SubjectPrompt, check_length, subject_prompt
 from law.decoders.structure import Decoder
 from law.editing.keys import place
 from law.editing.target_rows import Batch
 from law.facts.fact import Fact
+
+VERSION = 1
+"""Of the code that computes z*, part of its key in the cache: raise it with every change to the numbers."""
 
 KL_TEMPLATE = "{} is a"
 
@@ -63,8 +67,8 @@ class TargetSettings(Checked):
     weight_decay: NonNegative = 0.5
     clamp: Positive = 0.75
     stop_below: NonNegative = 0.05
-    batch_size: Count | None = None
-    shard: Count = 1024
+    batch_size: Count | None = field(default=None, metadata=SAME_RESULTS)
+    shard: Count = field(default=1024, metadata=SAME_RESULTS)
 
 
 @dataclass(frozen=True)
@@ -132,8 +136,13 @@ def target_values(
     With a ``cache``, each ``settings.shard`` facts are kept as soon as they are done.
     """
     cache = cache or Cache(None)
-    kept = {name: value for name, value in asdict(settings).items() if name not in ("batch_size", "shard")}
-    key = {"contexts": list(contexts), "layer": layer, "settings": kept, "parts": asdict(decoder.parts)}
+    key = {
+        "version": VERSION,
+        "contexts": list(contexts),
+        "layer": layer,
+        "settings": counting(settings),
+        "parts": asdict(decoder.parts),
+    }
     if cache.folder is not None:
         key |= {"model": model_hash(decoder.model), "tokenizer": tokenizer_hash(tokenizer)}
     decoder.model.eval()

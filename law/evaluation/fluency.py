@@ -16,9 +16,10 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -26,11 +27,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.checks import Checked, Count, Natural, Seed
 from law.base.errors import LawError
+from law.base.files import FileHashes
+from law.base.settings import FILES, SAME_RESULTS
 from law.decoders.prompts import check_length, equal_length_batches, token_ids
 from law.evaluation.estimates import Estimate, clustered_mean, entries, ratio
 from law.evaluation.likelihood import text_log_probs
 from law.facts.fact import Fact
 from law.facts.record_files import text_lines
+
+VERSION = 1
+"""Of the code that samples texts and computes perplexity: raise it with every change to either."""
 
 TOP_K = 5
 ENTROPY_WEIGHTS = {2: 2 / 3, 3: 4 / 3}
@@ -54,9 +60,15 @@ class FluencySettings(Checked):
     prompts: Natural = 100
     tokens: Count = 100
     seed: Seed = 0
-    text: str | None = None
+    text: str | None = field(default=None, metadata=FILES)
     documents: Count = 1000
-    batch_size: Count = 8
+    batch_size: Count = field(default=8, metadata=SAME_RESULTS)
+
+    def content(self, hashes: FileHashes) -> Any:
+        """The text's hash, if there is to be one; ``None`` where it does not exist."""
+        if self.text is None:
+            return []
+        return [hashes.of(Path(self.text))] if Path(self.text).is_file() else None
 
     def check(self) -> None:
         """Refuse a text that does not exist, before anything is computed.

@@ -12,6 +12,9 @@ from law.base.errors import LawError
 from law.decoders.prompts import equal_length_batches, positions, token_ids
 from law.facts.fact import Question
 
+VERSION = 1
+"""Of the code that computes log-probabilities: raise it with every change to the numbers."""
+
 CHUNK = 8192
 """Questions tokenised at once. The tokenizer's output takes 3 kB a question."""
 

@@ -17,6 +17,9 @@ from law.evaluation.reasoning_tasks import ReasoningSettings
 
 log = logging.getLogger(__name__)
 
+VERSION = 1
+"""Of the code that asks the harness: raise it with every change to the scores."""
+
 CPU_BATCH = 16
 BOOTSTRAPS = 2  # the least that the harness accepts for LAMBADA's perplexity, which is not reported
 EXAMPLES_SEED = 1234  # the harness's default

@@ -16,10 +16,11 @@ from datasets.exceptions import DatasetsError
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from law.base.cache import file_hash, fingerprint
 from law.base.checks import Checked, Count, Natural
 from law.base.errors import LawError
+from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
+from law.base.settings import FILES, SAME_RESULTS
 from law.evaluation.local_rows import MIRRORS, harness_folders, mirrored
 
 LOCAL_TASKS = Path(__file__).parent / "tasks"
@@ -51,9 +52,9 @@ class ReasoningSettings(Checked):
 
     tasks: list[str] = field(default_factory=list)
     source: RowSource = RowSource.auto
-    data: str | None = None
+    data: str | None = field(default=None, metadata=FILES)
     limit: Count | None = None
-    batch_size: Count | None = None
+    batch_size: Count | None = field(default=None, metadata=SAME_RESULTS)
     few_shot: Natural | None = None
     chat_template: bool = False
     system: str | None = None
@@ -70,6 +71,18 @@ class ReasoningSettings(Checked):
                 "evaluation.reasoning.system is set, but prompts are no chat messages; expected a system message only "
                 "with a chat template. Set evaluation.reasoning.chat_template=true, or system=null."
             )
+
+    def content(self, hashes: FileHashes) -> Any:
+        """The carried tasks with their rows, and the mirrors of the tasks asked for; nothing without tasks."""
+        if not self.tasks:
+            return []
+        mirrors = [MIRRORS[name] for name in self.tasks if name in MIRRORS]
+        names = [name for mirror in mirrors for name in (mirror.file, mirror.examples)]
+        files = [Path(self.data) / name for name in names] if self.data else []
+        return [
+            hashes.of_folder(LOCAL_TASKS, "**/*.*l"),
+            {path.name: hashes.of(path) for path in files if path.is_file()},
+        ]
 
 
 def load_tasks(settings: ReasoningSettings) -> dict[str, Any]:
@@ -221,16 +234,18 @@ def chance_levels(tasks: Mapping[str, Any], limit: int | None) -> dict[str, floa
 
 
 def tasks_key(
-    tasks: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, settings: ReasoningSettings
+    tasks: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: ReasoningSettings,
+    hashes: FileHashes,
 ) -> dict[str, Any]:
-    """Everything besides the model that a score depends on: tasks, rows, prompts and the harness."""
+    """Everything besides the model and this code that a score depends on: tasks, rows, prompts and the harness."""
     return {
         "tasks": [*tasks],
         "limit": settings.limit,
         "few_shot": settings.few_shot,
         "chat_template": tokenizer.chat_template if settings.chat_template else None,
         "system": settings.system,
-        "own": {path.name: file_hash(path) for path in sorted(LOCAL_TASKS.rglob("*.*l"))},
-        "data": fingerprint(settings.data) if settings.data else None,
-        "harness": importlib.metadata.version("lm_eval"),
+        "rows": settings.content(hashes),
+        "harness": {package: importlib.metadata.version(package) for package in ("lm_eval", "datasets")},
     }

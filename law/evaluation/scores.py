@@ -9,9 +9,12 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.base.cache import Cache, file_hash, model_hash, tokenizer_hash
+from law.base.cache import Cache, model_hash, tokenizer_hash
 from law.base.checks import Checked, Count
+from law.base.settings import SAME_RESULTS
+from law.decoders import greedy_decoding
 from law.decoders.greedy_decoding import greedy_answers
+from law.evaluation import fluency, likelihood, reasoning
 from law.evaluation.estimates import Estimate, entries
 from law.evaluation.fluency import (
     FluencySettings,
@@ -44,10 +47,10 @@ class EvaluationSettings(Checked):
         cache: the folder that keeps the unwashed model's scores for other runs; ``null`` keeps none.
     """
 
-    batch_size: Count = 128
+    batch_size: Count = field(default=128, metadata=SAME_RESULTS)
     reasoning: ReasoningSettings = field(default_factory=ReasoningSettings)
     fluency: FluencySettings = field(default_factory=FluencySettings)
-    cache: str | None = None
+    cache: str | None = field(default=None, metadata=SAME_RESULTS)
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,7 @@ class Examination:
         new = sorted(set(prompts) - self._answers.keys())
         found = self._cached(
             "answers",
-            {"prompts": new},
+            {"version": greedy_decoding.VERSION, "prompts": new},
             lambda: greedy_answers(self._model, self._tokenizer, new, self._settings.batch_size),
         )
         self._answers |= zip(new, found, strict=True)
@@ -133,7 +136,7 @@ class Examination:
         questions = sorted(set(weighed), key=astuple)
         log_probs = self._cached(
             "log_probs",
-            {"questions": [astuple(question) for question in questions]},
+            {"version": likelihood.VERSION, "questions": [astuple(question) for question in questions]},
             lambda: object_log_probs(self._model, self._tokenizer, questions, self._settings.batch_size),
         )
         replies = Replies(answers, dict(zip(questions, log_probs, strict=True)))
@@ -143,10 +146,10 @@ class Examination:
         settings = self._settings.fluency
         prompts = [*generation_prompts(washed, settings.prompts)]
         key = {
+            "version": fluency.VERSION,
             "prompts": prompts,
             "tokens": settings.tokens,
             "seed": settings.seed,
-            "drawn": "no special token",
         }
         texts = self._cached(
             "texts", key, lambda: sample_texts(self._model, self._tokenizer, prompts, settings)
@@ -158,9 +161,9 @@ class Examination:
         if settings.text is None:
             return None
         key = {
-            "text": file_hash(Path(settings.text)),
+            "version": [fluency.VERSION, likelihood.VERSION],
+            "text": settings.content(self._cache.hashes),
             "documents": settings.documents,
-            "given": "the first token",
         }
         found = self._cached(
             "perplexity", key, lambda: astuple(perplexity(self._model, self._tokenizer, settings))
@@ -174,9 +177,11 @@ class Examination:
             scores = score_reasoning(self._model, self._tokenizer, self._tasks, settings)
             return {key: asdict(score) for key, score in scores.items()}
 
-        found = self._cached(
-            "reasoning", {"tasks": tasks_key(self._tasks, self._tokenizer, settings)}, compute
-        )
+        key = {
+            "version": reasoning.VERSION,
+            **tasks_key(self._tasks, self._tokenizer, settings, self._cache.hashes),
+        }
+        found = self._cached("reasoning", key, compute)
         return {key: Estimate(**score) for key, score in found.items()}
 
     def _cached(self, name: str, key: dict[str, Any], compute: Callable[[], Any]) -> Any:

@@ -11,6 +11,7 @@ from sys import intern
 from typing import Any
 
 from law.base.errors import LawError
+from law.base.settings import SAME_RESULTS
 from law.facts.download import Download
 from law.facts.fact import Fact, Question
 from law.facts.record_files import as_text, json_list, parsed, quoted, text_in, texts_in, value_in
@@ -43,7 +44,7 @@ class CounterFact(FactSource):
     """
 
     selection: Selection = Selection.all
-    download: Download = field(default_factory=Download)
+    download: Download = field(default_factory=Download, metadata=SAME_RESULTS)
 
     def read(self, path: Path) -> list[Fact]:
         return read_counterfact(path, Selection.all if self.path is None else self.selection)

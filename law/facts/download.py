@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import http.client
 import logging
-import os
 import shutil
 import urllib.request
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from law.base.cache import file_hash
 from law.base.errors import LawError
+from law.base.files import file_hash, replacing
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +42,20 @@ class Download:
             self._check(path, f"{path}, fetched before,", "Remove it to fetch it again")
             return path
         address = f"{self.site.rstrip('/')}/{name}"
-        partial = path.with_name(f"{name}.{os.getpid()}.partial")
         log.info("fetching %s to %s", address, path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _fetch(address, partial)
-            self._check(partial, f"What came from {address}", "Try again, or another dataset.download.site")
-            partial.replace(path)
+            with replacing(path) as partial:
+                _fetch(address, partial)
+                self._check(
+                    partial, f"What came from {address}", "Try again, or another dataset.download.site"
+                )
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise LawError(
                 f"{name} is not in {path.parent} and could not be fetched from {address} ({error}). Expected "
                 "that address to answer. Fetch the file by other means and set dataset.path to it, or set "
                 "dataset.download.site to a mirror."
             ) from error
-        finally:
-            with suppress(OSError):
-                partial.unlink()
         if self.sha256 is None:
             log.warning(
                 "%s is not checked, since no hash of it is known. What came from %s has SHA-256 %s; set "

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets import DatasetBuilder, IterableDataset, load_dataset_builder
 
-from law.base.cache import file_hash
 from law.base.checks import Checked, Count
 from law.base.errors import LawError
+from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
+from law.base.settings import FILES
 from law.facts.record_files import json_lines, text_lines
 
 
@@ -32,9 +33,9 @@ class TextSettings(Checked):
 
     NAME: ClassVar[str]
 
-    text: str | None = None
+    text: str | None = field(default=None, metadata=FILES)
     documents: Count = 100_000
-    dataset: str | None = None
+    dataset: str | None = field(default=None, metadata=FILES)
     config: str | None = None
     split: str = "train"
     column: str = "text"
@@ -56,11 +57,23 @@ class TextSettings(Checked):
         else:
             self._stream()
 
-    def identity(self) -> Any:
-        """What tells this text from another one: its files' content, or the data set's own hash."""
-        if self.dataset is None:
-            return [self.column, [file_hash(path) for path in self._files()]]
-        return [self.dataset, self.config, self.split, self.column, self._builder().hash]
+    def content(self, hashes: FileHashes) -> Any:
+        """The files that are read, by what their names end in and their hashes, in the order in which they are read.
+
+        A data set on the hub is told by its name alone, since to ask for more takes a hub within reach.
+        """
+        if self.dataset is not None:
+            folder = Path(self.dataset)
+            return hashes.of_folder(folder, "**/*") if folder.is_dir() else []
+        try:
+            return [[path.suffix, hashes.of(path)] for path in self._files()]
+        except LawError:
+            return None
+
+    def identity(self, hashes: FileHashes) -> Any:
+        """What tells this text from another one: its files' content, or the hub's hash of the data set."""
+        told = self.content(hashes) or [self.dataset, self._builder().hash]
+        return [told, self.config, self.split, self.column]
 
     def read(self) -> Iterator[str]:
         """The documents that are not blank, one after another; never all in memory.

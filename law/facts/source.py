@@ -10,12 +10,15 @@ import random
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from law.base.checks import Checked, Count, Natural, Seed
 from law.base.errors import LawError
+from law.base.files import FileHashes
+from law.base.settings import FILES
 from law.facts.fact import Fact, FactSplit
 from law.facts.record_files import clean
 
@@ -48,7 +51,7 @@ class FactSource(Checked, ABC):
         part: draw only from this part of the facts.
     """
 
-    path: str | None
+    path: str | None = field(metadata=FILES)
     wash: Count | None = None
     keep: Natural | None = None
     seed: Seed = 0
@@ -63,6 +66,23 @@ class FactSource(Checked, ABC):
     def fetch(self) -> Path:
         """The published file; a LawError if none is published."""
 
+    def file(self) -> Path:
+        """The file that is read: ``path``, or the published one.
+
+        Raises:
+            LawError: nothing is published, or it can't be fetched.
+        """
+        # Path.expanduser fails where a user is unknown; here such a path is reported as a missing file
+        return self.fetch() if self.path is None else Path(os.path.expanduser(self.path))  # noqa: PTH111
+
+    def content(self, hashes: FileHashes) -> Any:
+        """What the file's name ends in and its hash; ``None`` where there is no file."""
+        try:
+            path = self.file()
+        except LawError:
+            return None
+        return [path.suffix, hashes.of(path)] if path.is_file() else None
+
     def load(self) -> FactSplit:
         """Read the file and split it.
 
@@ -70,8 +90,7 @@ class FactSource(Checked, ABC):
             LawError: there is no such file, a record is malformed, a relation is unknown, or the file holds
                 fewer facts than asked for.
         """
-        # Path.expanduser fails where a user is unknown; here such a path is reported as a missing file
-        path = self.fetch() if self.path is None else Path(os.path.expanduser(self.path))  # noqa: PTH111
+        path = self.file()
         facts = self.read(path)
         if not facts:
             raise LawError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
 import tempfile
 from codecs import BOM_UTF8
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from law.base.errors import LawError
+from law.base.files import write_json_lines
 from law.facts.record_files import clean, quoted, text_in
 
 log = logging.getLogger(__name__)
@@ -115,14 +115,10 @@ def build_facts(
     if not counts.written:
         raise LawError(f"{source} gives no fact ({asdict(counts)}). Expected {EXPECTED}.")
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial_output = output.with_name(f"{output.name}.{os.getpid()}.partial")
-    with partial_output.open("w", encoding="utf-8") as file:
-        for line, data in _rows(source):
-            if kept[line]:
-                triple = parse(data)
-                fact = triple._asdict() | {"template": template_of(triple.relation, templates)}
-                file.write(json.dumps(fact, ensure_ascii=False) + "\n")
-    partial_output.replace(output)
+    triples = (parse(data) for line, data in _rows(source) if kept[line])
+    write_json_lines(
+        output, (t._asdict() | {"template": template_of(t.relation, templates)} for t in triples)
+    )
     return counts
 
 

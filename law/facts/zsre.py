@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from law.base.settings import SAME_RESULTS
 from law.facts.download import Download
 from law.facts.fact import Fact, Question
 from law.facts.record_files import LeftOut, json_list, parsed, text_in, texts_in, value_in
@@ -25,7 +26,7 @@ class ZsRE(FactSource):
         download: the address of the published file, and the folder for it.
     """
 
-    download: Download = field(default_factory=Download)
+    download: Download = field(default_factory=Download, metadata=SAME_RESULTS)
 
     def read(self, path: Path) -> list[Fact]:
         return read_zsre(path)

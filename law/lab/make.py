@@ -13,8 +13,9 @@ from typing import Annotated, Any, TextIO
 import torch
 from transformers import AutoTokenizer
 
-from law.base.cache import content_hash, write_json
+from law.base.cache import content_hash
 from law.base.checks import Checked, Count, Seed, whole
+from law.base.files import write_json, write_text
 from law.decoders.greedy_decoding import greedy_answers, recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.evaluation.reasoning import score_reasoning
@@ -82,7 +83,7 @@ def make_lab(world: World, settings: LabSettings) -> dict[str, float]:
     write_json(folder / "facts.json", world.records())
     for name, count in (("general", settings.general_documents), ("heldout", HELDOUT_DOCUMENTS)):
         general = world.general_documents(random.Random(f"{name} {settings.seed}"))
-        (folder / f"{name}.txt").write_text("\n".join(islice(general, count)) + "\n", encoding="utf-8")
+        write_text(folder / f"{name}.txt", (f"{document}\n" for document in islice(general, count)))
     model.to(dtype=torch.float16)  # type: ignore[call-arg]
     model.save_pretrained(folder)
     measured = measure_lab(folder, settings.training.device)

@@ -24,6 +24,7 @@ from transformers import (
 
 from law.base.checks import Checked, Count, Natural, NonNegative, Positive, RowTokens, Seed
 from law.base.errors import LawError
+from law.base.files import replacing
 from law.decoders.loading import find_device
 
 log = logging.getLogger(__name__)
@@ -184,7 +185,6 @@ def train(
             report(done, sum(losses) / len(losses))
             losses.clear()
         if done % settings.save_every == 0 or done == settings.steps:
-            partial = checkpoint.with_suffix(".partial")
             saved_states = [optimizer.state_dict() for optimizer in optimizers]
             state = {
                 "model": model.state_dict(),
@@ -192,8 +192,8 @@ def train(
                 "step": done,
                 "identity": identity,
             }
-            torch.save(state, partial)
-            partial.replace(checkpoint)
+            with replacing(checkpoint) as partial:
+                torch.save(state, partial)
     model.eval()
 
 

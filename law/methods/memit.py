@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from law.base.cache import Cache
 from law.base.checks import Checked, Count, Layers, Positive, Seed
 from law.base.report import Report
+from law.base.settings import SAME_RESULTS
 from law.decoders.structure import Decoder
 from law.editing.contexts import generate_contexts
 from law.editing.keys import key_sums, subject_keys, subject_outputs
@@ -60,8 +61,8 @@ class MEMIT(Checked):
     targets: TargetSettings = field(default_factory=TargetSettings)
     contexts: list[str] | None = None
     context_seed: Seed = 0
-    batch_size: Count = 64
-    cache: str | None = None
+    batch_size: Count = field(default=64, metadata=SAME_RESULTS)
+    cache: str | None = field(default=None, metadata=SAME_RESULTS)
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse layers that the model lacks, and a text for moments that does not exist."""

@@ -7,6 +7,7 @@ again in each process they start, which is why it happens at import.
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
@@ -22,9 +23,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import law
-from law.base.cache import content_hash, fingerprint
+from law.base.cache import content_hash
 from law.base.checks import Seed, ranges, refuse_out_of_range
 from law.base.errors import LawError
+from law.base.settings import SAME_RESULTS
 from law.decoders.loading import ModelSettings
 from law.decoders.saving import Save
 from law.evaluation.scores import EvaluationSettings
@@ -45,12 +47,9 @@ from law.methods.npo import NPO
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
-from law.runs.identity import CHOICES, Identity, settings_of
+from law.runs.identity import CHOICES, Identity, code, inputs_of, local, reduced, settings_of
 from law.runs.locating import LocateSettings
 from law.runs.tracker import NoTracker, Wandb
-
-INPUTS = ("path", "text", "data", "dataset")
-"""Settings with these names say what a run reads: files, folders, or names on a hub."""
 
 
 @dataclass
@@ -64,15 +63,15 @@ class RunConfig:
         rerun: run again even if this very configuration has finished.
     """
 
-    name: str
+    name: str = field(metadata=SAME_RESULTS)
     seed: Seed
-    save: Save
-    rerun: bool
+    save: Save = field(metadata=SAME_RESULTS)
+    rerun: bool = field(metadata=SAME_RESULTS)
     model: Any
     dataset: Any
     method: Any
     evaluation: Any
-    tracker: Any
+    tracker: Any = field(metadata=SAME_RESULTS)
 
 
 @dataclass
@@ -162,9 +161,10 @@ def _register() -> None:
 
 
 def _run_name(*, _root_: DictConfig) -> str:
-    """The folder of a run: readable, and its own for each configuration."""
+    """The folder of a run: readable, and its own for each configuration and each place that files are read from."""
     choices = _root_.hydra.runtime.choices
-    digest = content_hash(identity_config(_root_))
+    check_config(_root_, RunConfig)
+    digest = content_hash(reduced(_root_, lambda path: str(local(path).resolve())))
     return f"{choices.method}-{choices.model}-{choices.dataset}-s{_root_.seed}-{digest[:8]}"
 
 
@@ -173,24 +173,29 @@ def build(config: DictConfig) -> Any:
     return instantiate(config, _convert_="object")
 
 
-def identity_config(config: DictConfig) -> dict[str, Any]:
-    """The resolved configuration less what changes no number."""
-    check_config(config, RunConfig)
-    plain = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
-    resolved = OmegaConf.to_container(plain, resolve=True, enum_to_str=True)
-    assert isinstance(resolved, dict)
-    return {str(key): value for key, value in resolved.items() if key not in ("name", "rerun", "tracker")}
-
-
 def identity(config: DictConfig) -> Identity:
     """Which run this is, from the composed configuration and Hydra's record of how it came about."""
+    check_config(config, RunConfig)
     hydra = HydraConfig.get()
     _refuse_unknown_presets(hydra.overrides.task)
-    choices = {group: str(hydra.runtime.choices[group]) for group in CHOICES}
-    settings = settings_of(hydra.overrides.task)
-    named = {p: OmegaConf.select(config, p) for p in _paths(config, "") if p.rpartition(".")[2] in INPUTS}
-    inputs = content_hash({p: fingerprint(value) for p, value in named.items() if isinstance(value, str)})
-    return Identity(config.name, choices, settings, config.seed, identity_config(config), inputs)
+    whole: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
+    setup = copy.deepcopy(config)
+    setup.seed = 0
+    return Identity(
+        name=config.name,
+        choices={group: str(hydra.runtime.choices[group]) for group in CHOICES},
+        settings=settings_of(hydra.overrides.task),
+        seed=config.seed,
+        save=config.save.name,
+        config={key: value for key, value in whole.items() if key not in ("rerun", "tracker")},
+        config_hash=content_hash(reduced(config)),
+        setup_hash=content_hash(reduced(setup)),
+        code_hash=code(),
+        inputs=inputs_of(
+            {part: build(config[part]) for part in ("model", "dataset", "method", "evaluation")},
+            config.evaluation.cache,
+        ),
+    )
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:

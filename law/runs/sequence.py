@@ -11,12 +11,11 @@ import importlib.metadata
 import json
 import logging
 import math
-import os
 import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from law.base.cache import content_hash, write_json
+from law.base.cache import content_hash
 from law.base.errors import LawError, shortened
+from law.base.files import write_json, write_json_lines
 from law.decoders.greedy_decoding import recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.saving import Save, save_washed, snapshot
@@ -35,15 +35,14 @@ from law.evaluation.reasoning import tasks_at_chance
 from law.evaluation.scores import EvaluationSettings, Scorer, Scores, compare
 from law.facts.fact import Fact, FactSplit, Question, facts_hash
 from law.methods.protocol import Method
-from law.runs.identity import Identity
+from law.runs.folder import GENERATIONS, MANIFEST, METHOD, METRICS, PREDICTIONS, UNKNOWN_FACTS, WASHED, clear
+from law.runs.identity import PACKAGES, Identity, digests, inputs_of
 from law.runs.tracker import Guarded, Tracker
 
 log = logging.getLogger(__name__)
 
-PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "hydra-core", "omegaconf", "wandb", "safetensors")
-
-PREDICTIONS = "predictions.jsonl"
-UNKNOWN_FACTS = "unknown_facts.jsonl"
+TOLD = ("hydra-core", "omegaconf", "wandb")
+"""Packages whose versions are told besides those that can change a number."""
 
 
 class Source(Protocol):
@@ -74,28 +73,29 @@ def wash_and_score(job: Job) -> dict[str, float]:
     """
     folder, identity = job.folder, job.identity
     folder.mkdir(parents=True, exist_ok=True)
+    clear(folder)
     guarded = Guarded(job.tracker)
     manifest: dict[str, Any] = {
         "status": "running",
-        **{k: v for k, v in asdict(identity).items() if k != "config"},
-        "config_hash": content_hash(identity.config),
+        **{k: v for k, v in asdict(identity).items() if k not in ("config", "inputs")},
+        **_inputs(identity.inputs),
         "started": _now(),
         "git_revision": _git_revision(),
         "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in PACKAGES},
+        "versions": {package: importlib.metadata.version(package) for package in (*PACKAGES, *TOLD)},
         "stages_s": {},
     }
-    write_json(folder / "manifest.json", manifest)
+    write_json(folder / MANIFEST, manifest)
     failed = True
     try:
         guarded.start(folder.name, identity.name, folder, identity.config)
         metrics = _run(job, guarded, manifest)
-        write_json(folder / "manifest.json", manifest | {"status": "finished", "ended": _now()})
+        write_json(folder / MANIFEST, manifest | {"status": "finished", "ended": _now()})
         failed = False
     except BaseException as error:
         problem = f"{type(error).__name__}: {error}"
         failure = {"status": "failed", "error": problem, "ended": _now()}
-        write_json(folder / "manifest.json", manifest | failure)
+        write_json(folder / MANIFEST, manifest | failure)
         # a sweep tells only its first failure, and keeps every error until its end
         log.error("%s failed: %s", folder.name, problem, exc_info=not isinstance(error, LawError))
         traceback.clear_frames(error.__traceback__)
@@ -119,6 +119,14 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         model, tokenizer = load_model(job.model)
         job.method.check(model)
         unwashed = snapshot(model) if job.save is Save.delta else {}
+        # what was fetched or made only now is here at last
+        parts = {
+            "model": job.model,
+            "dataset": job.source,
+            "method": job.method,
+            "evaluation": job.evaluation,
+        }
+        manifest |= _inputs(inputs_of(parts, job.evaluation.cache))
         manifest["facts_hash"] = facts_hash([*split.wash, *split.keep])
 
     with _timed(stages, "score_before"):
@@ -126,7 +134,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         manifest["model_hash"] = examined.hash
         answers = examined.answers([fact.prompt for fact in (*split.wash, *split.keep)])
         washed, kept = _known(split.wash, answers), _known(split.keep, answers)
-        _write_lines(folder / UNKNOWN_FACTS, _unknown(split, answers))
+        write_json_lines(folder / UNKNOWN_FACTS, _unknown(split, answers))
         log.info(
             "%d of %d facts to wash and %d of %d facts to keep are known; %s lists the others",
             *(len(washed), len(split.wash), len(kept), len(split.keep), folder / UNKNOWN_FACTS),
@@ -147,7 +155,8 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
             )
 
     spared: list[float] = []
-    with _timed(stages, "wash"), (folder / "method.jsonl").open("w", encoding="utf-8") as lines:
+    # a log that grows while the method runs, a line at a time: it also says how far a run came that failed
+    with _timed(stages, "wash"), (folder / METHOD).open("w", encoding="utf-8", buffering=1) as lines:
 
         def report(values: dict[str, Any]) -> None:
             spared.append(values.get("spared_s", 0.0))
@@ -174,11 +183,17 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
             del metrics[name]
     predictions = (_prediction(fact, answers, before, after) for fact in split.wash)
     texts = ({"prompt": p, "before": before.texts[p], "after": after.texts[p]} for p in before.texts)
-    _write_lines(folder / PREDICTIONS, predictions)
-    _write_lines(folder / "generations.jsonl", texts)
-    write_json(folder / "metrics.json", metrics)
-    save_washed(model, tokenizer, unwashed, folder / "washed", job.save)
+    save_washed(model, tokenizer, unwashed, folder / WASHED, job.save)
+    write_json_lines(folder / PREDICTIONS, predictions)
+    write_json_lines(folder / GENERATIONS, texts)
+    write_json(folder / METRICS, metrics)
     return metrics
+
+
+def _inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest's entries about what the run reads."""
+    found = digests(inputs)
+    return {"inputs": found, "inputs_hash": content_hash(found)}
 
 
 def _known(facts: Sequence[Fact], answers: Mapping[str, str]) -> list[Fact]:
@@ -215,14 +230,6 @@ def _prediction(fact: Fact, answers: Mapping[str, str], before: Scores, after: S
         "log_prob_before": _finite(before.replies.log_probs.get(question)),
         "log_prob_after": _finite(after.replies.log_probs.get(question)),
     }
-
-
-def _write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines so that a reader sees the old file or the whole new one."""
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    with partial.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    partial.replace(path)
 
 
 def _finite(value: Any) -> Any:

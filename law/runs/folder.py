@@ -1,0 +1,49 @@
+"""What a run leaves in its folder, besides what Hydra and the tracker write there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from law.base.files import remove, remove_partial
+
+MANIFEST = "manifest.json"
+METRICS = "metrics.json"
+PREDICTIONS = "predictions.jsonl"
+GENERATIONS = "generations.jsonl"
+UNKNOWN_FACTS = "unknown_facts.jsonl"
+METHOD = "method.jsonl"
+WASHED = "washed"
+
+EARLIER = "earlier"
+"""The folder, inside a run's, that the results of a finished run are moved to when it is run again."""
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; ``None`` where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def clear(folder: Path) -> None:
+    """Leave no result of an earlier run where those of the next one are to be.
+
+    The results of a finished run are moved to :data:`EARLIER`, in the place of any that lie there. Those of
+    another one are removed.
+    """
+    remove_partial(folder)
+    # the manifest first: without it, the rest is no finished run
+    names = (MANIFEST, METRICS, PREDICTIONS, UNKNOWN_FACTS, GENERATIONS, METHOD, WASHED)
+    results, earlier = [path for name in names if (path := folder / name).exists()], folder / EARLIER
+    if (read_object(folder / MANIFEST) or {}).get("status") == "finished":
+        remove(earlier)
+        earlier.mkdir()
+        for path in results:
+            path.replace(earlier / path.name)
+    else:
+        for path in results:
+            remove(path)
