@@ -40,13 +40,12 @@ def describe_columns(panel: Panel, columns: Mapping[Metric, str], reported: Iter
         columns: their titles.
         reported: the keys of all metrics that a row of the panel has.
     """
-    meanings = MEANINGS | {"reasoning/mean": f"mean accuracy on {_listed(panel.tasks)}"}
-    sentences = [f"{title}: {meanings[m.key]}" for m, title in columns.items() if m.key in meanings]
     scored = {found[1] for key in reported if (found := re.fullmatch("reasoning/([^/]+)/acc", key))}
-    if panel.tasks and (guessed := sorted(scored - {*panel.tasks})):
-        sentences.append(
-            f"not in that mean, since the unwashed model only guesses there: {', '.join(guessed)}"
-        )
+    guessed = ", ".join(sorted(scored - {*panel.tasks})) if panel.tasks else ""
+    reasoning = f"mean accuracy on {_listed(panel.tasks)}"
+    reasoning += f"; not on {guessed}, where the unwashed model only guesses" * bool(guessed)
+    meanings = MEANINGS | {"reasoning/mean": reasoning}
+    sentences = [f"{title}: {meanings[m.key]}" for m, title in columns.items() if m.key in meanings]
     others = [title for metric, title in columns.items() if metric.unit != "fraction"]
     sentences.append("numbers are in percent" + f", except {' and '.join(others)}" * bool(others))
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}." for sentence in sentences)
