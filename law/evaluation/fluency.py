@@ -116,7 +116,8 @@ def sample_texts(
             model, len(row) + settings.tokens, f"{prompt!r} with evaluation.fluency.tokens={settings.tokens}"
         )
     draws = torch.rand(len(rows), settings.tokens, generator=torch.Generator().manual_seed(settings.seed))
-    special = _special_ids(tokenizer, model.config.get_text_config().vocab_size)
+    special = torch.tensor(_special_ids(tokenizer, model.config.get_text_config().vocab_size))
+    special = special.to(model.device, torch.long)  # (special tokens), empty if there are none
     texts = [""] * len(rows)
     model.eval()
     with tqdm(total=len(rows), desc="generation", leave=False, disable=None) as progress:
@@ -127,7 +128,7 @@ def sample_texts(
                 output = model(input_ids=ids, past_key_values=past, use_cache=True)
                 past = output.past_key_values
                 logits = output.logits[:, -1].float()  # (b, vocabulary)
-                logits[:, special] = -torch.inf
+                logits = logits.index_fill(1, special.to(logits.device), -torch.inf)
                 values, tokens = logits.topk(TOP_K)  # (b, k)
                 below = values.softmax(-1).cumsum(-1) < draws[batch, step, None].to(values.device)
                 ids = tokens.gather(1, below.sum(-1, keepdim=True).clamp(max=TOP_K - 1))  # (b, 1)
