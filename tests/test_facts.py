@@ -13,13 +13,61 @@ from records import MAYA, record
 
 from law.base.errors import LawError, shortened
 from law.facts.counterfact import CounterFact, read_counterfact
-from law.facts.fact import Fact, Question, facts_hash
+from law.facts.fact import Fact, Question, facts_hash, joined
 from law.facts.source import Part, part_of
 
 
 def test_a_prompt_is_its_template_with_the_subject() -> None:
     assert MAYA.prompt == "The mother tongue of Maya Lind is"
     assert replace(MAYA, subject="{} {0}").prompt == "The mother tongue of {} {0} is"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "answer", "text"),
+    [
+        ("The home of Anna is in", "Rome", "The home of Anna is in| Rome"),
+        ("The home of Anna is in \t", " Rome ", "The home of Anna is in| Rome"),
+        ("The home of Anna is in\u00a0", "Rome", "The home of Anna is in| Rome"),
+        ("The home of Anna is in:", "Rome", "The home of Anna is in:| Rome"),
+        ("The home of Anna (1980)", "Rome", "The home of Anna (1980)| Rome"),
+        ("한국의 수도는", "서울", "한국의 수도는| 서울"),  # Korean is written with spaces
+        ("中国的首都是", "北京", "中国的首都是|北京"),
+        ("中国的首都是 ", "Beijing", "中国的首都是|Beijing"),
+        ("它叫什么？", "Rome", "它叫什么？|Rome"),  # a full-width question mark
+        ("The capital of China is", "北京", "The capital of China is|北京"),
+        ("アンナの故郷は", "ローマ", "アンナの故郷は|ローマ"),
+        ("Anna:", "ひらがな", "Anna:|ひらがな"),
+        ("บ้านของแอนนาอยู่ที่", "โรม", "บ้านของแอนนาอยู่ที่|โรม"),
+        ("ເຮືອນຢູ່", "ໂລມ", "ເຮືອນຢູ່|ໂລມ"),
+        ("ផ្ទះនៅ", "រ៉ូម", "ផ្ទះនៅ|រ៉ូម"),
+        ("အိမ်", "ရောမ", "အိမ်|ရောမ"),
+        ("ཁྱིམ་", "རོམ", "ཁྱིམ་|རོམ"),
+        ("Anna lives in (", "Rome", "Anna lives in (|Rome"),
+        ("Anna lives in [", "Rome", "Anna lives in [|Rome"),
+        ('Anna said "', "Rome", 'Anna said "|Rome'),
+        ('Anna said ("', "Rome", 'Anna said ("|Rome'),
+        ("Anna said “", "Rome", "Anna said “|Rome"),
+        ('The home of "Anna"', "Rome", 'The home of "Anna"| Rome'),
+        ("The home of „Anna“", "Rome", "The home of „Anna“| Rome"),  # “ closes in German
+        ("The players'", "Rome", "The players'| Rome"),
+        ("Where does Anna live?\n", "Rome", "Where does Anna live?\n|Rome"),
+        ("Where does Anna live?\n ", "Rome", "Where does Anna live?\n|Rome"),
+        ("<|assistant|>", "Rome", "<|assistant|>|Rome"),
+        ("<｜Assistant｜>", "Rome", "<｜Assistant｜>|Rome"),
+        ("Anna > Ben, Ben >", "Rome", "Anna > Ben, Ben >| Rome"),
+        ("", "Rome", "|Rome"),
+    ],
+)
+def test_an_object_joins_its_prompt_as_its_script_is_written(prompt: str, answer: str, text: str) -> None:
+    before, _, behind = text.rpartition("|")
+    assert joined(prompt, answer) == (before + behind, len(before) + len(behind) - len(behind.strip()))
+
+
+def test_white_space_at_a_prompts_end_is_not_its_own() -> None:
+    assert replace(MAYA, template="The mother tongue of {} is ").prompt == MAYA.prompt
+    assert replace(MAYA, template="We know {}", subject="Maya Lind ").prompt == "We know Maya Lind"
+    assert Question("Ada speaks  ", " Greek\n") == Question("Ada speaks", "Greek")
+    assert Question("Ada speaks\n ", "Greek").prompt == "Ada speaks\n"
 
 
 @pytest.mark.parametrize("name", ["subject", "object"])

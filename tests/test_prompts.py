@@ -11,13 +11,23 @@ import torch
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from small import GPT2_FILES, TOKENIZERS, gpt2_style, published_gpt2, random_model
-from tokenizers import normalizers, processors
+from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import BertJapaneseTokenizer, PreTrainedTokenizerFast
 
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import greedy_answers
-from law.decoders.prompts import check_length, equal_length_batches, pad_right, subject_prompt
+from law.decoders.prompts import (
+    AnsweredPrompt,
+    answered_prompts,
+    check_length,
+    equal_length_batches,
+    pad_right,
+    subject_prompt,
+    token_ids,
+)
 from law.decoders.structure import Decoder
+from law.facts.fact import Fact, Question
+from law.tuning.training_rows import Row, fact_rows
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -199,6 +209,55 @@ def test_prompts_longer_than_the_model_are_refused_where_they_are_known() -> Non
             greedy_answers(model, tokenizer, [prompt], 1)
         with pytest.raises(LawError, match="A prompt takes 65 tokens; expected at most 64"):
             Decoder(model).hidden_states(torch.zeros(1, 65, dtype=torch.long), None, 0)
+
+
+# --- a prompt with its object ---------------------------------------------------------------------
+
+
+def characters(merges: list[tuple[str, str]]) -> PreTrainedTokenizerFast:
+    """BPE over characters, a space among them, with these merges; ids in the order of ``x在中国 [b``."""
+    vocab = {token: i for i, token in enumerate([*"x在中国 [b", *map("".join, merges), "<end>"])}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab, merges)), eos_token="<end>")
+
+
+@pytest.mark.parametrize(
+    ("merges", "prompt", "answer", "expected"),
+    [
+        ([], "x在", "中国", AnsweredPrompt([0, 1, 2, 3], 2, 2)),
+        ([("在", "中")], "x在", "中国", AnsweredPrompt([0, 7, 3], 1, 1)),  # 在中 holds some of the prompt
+        ([("在", "中")], "在", "中国", AnsweredPrompt([7, 3], 0, 0)),
+        ([("[", "b")], "x [", "b", AnsweredPrompt([0, 4, 7], 2, 2)),
+        ([], "x", "b", AnsweredPrompt([0, 4, 6], 1, 2)),  # the space is a token of its own
+        ([(" ", "b")], "x", "bb", AnsweredPrompt([0, 7, 6], 1, 1)),
+        ([(" ", "b")], "x ", " bb", AnsweredPrompt([0, 7, 6], 1, 1)),
+    ],
+)
+def test_where_the_objects_tokens_begin(
+    merges: list[tuple[str, str]], prompt: str, answer: str, expected: AnsweredPrompt
+) -> None:
+    assert answered_prompts(characters(merges), [Question(prompt, answer)]) == [expected]
+
+
+def test_an_object_that_leaves_no_token_is_refused() -> None:
+    tokenizer = characters([])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    with pytest.raises(LawError, match=r"The object '\\u200b' has no token of its own behind 'x'"):
+        answered_prompts(tokenizer, [Question("x", "b"), Question("x", "\u200b")])
+
+
+def test_a_fact_is_one_text_for_all_who_read_it(tokenizer: PreTrainedTokenizerFast) -> None:
+    """A space at the template's end is dropped by keys, decoding, likelihood and training rows alike."""
+    plain = Fact("0", "Anna", "The home of {} is in", "Rome", "")
+    spaced = Fact("0", "Anna", "The home of {} is in ", " Rome ", "")
+    ids = tokenizer("The home of Anna is in Rome")["input_ids"]
+    given = tokenizer("The home of Anna is in")["input_ids"]
+    for fact in (plain, spaced):
+        assert subject_prompt(tokenizer, fact.template, fact.subject).ids == given
+        assert token_ids(tokenizer, [fact.prompt]) == [given]
+        question = Question(fact.template.replace("{}", "Anna"), fact.object)
+        answered = AnsweredPrompt(ids, len(given), len(given))
+        assert answered_prompts(tokenizer, [fact, question]) == [answered, answered]
+        assert fact_rows(tokenizer, [fact]) == [Row(ids, ids)]
 
 
 # --- batches ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Prompts as token ids, and where in them a subject ends.
+"""Prompts as token ids, where in them a subject ends, and where the object behind them begins.
 
 Tokenizers differ in what they do with spaces (``Ġ`` and ``▁`` before a word, a space of their own at the
 start of a text), in whether they put a beginning-of-text token first, and in how they spell rare
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
+from law.facts.fact import Fact, Question, joined
 
 CHUNK = 4096
 """Texts tokenised at once."""
@@ -45,21 +46,74 @@ def subject_prompt(tokenizer: PreTrainedTokenizerBase, template: str, subject: s
         raise LawError(
             f"The prompt {template!r} has {template.count('{}')} places for the subject; expected exactly one {{}}."
         )
-    if not tokenizer.is_fast:
-        raise LawError(
-            f"{type(tokenizer).__name__} does not tell which characters a token covers; expected a tokenizer "
-            "with tokenizer.json. Load it with AutoTokenizer and save it once more with save_pretrained."
-        )
     start = template.index("{}")
     end = start + len(subject.rstrip())  # a space after the subject belongs to the next word's token
-    encoded = tokenizer(template.replace("{}", subject), return_offsets_mapping=True)
-    inside = [i for i, (first, last) in enumerate(encoded["offset_mapping"]) if first < end and last > start]
+    ((ids, offsets),) = _with_offsets(tokenizer, [template.replace("{}", subject)])
+    inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
     if not inside:
         raise LawError(
             f"The subject {subject!r} has no token of its own in {template!r}; expected a subject that the "
             "model's tokenizer turns into at least one token."
         )
-    return SubjectPrompt(encoded["input_ids"], inside[-1], inside[0])
+    return SubjectPrompt(ids, inside[-1], inside[0])
+
+
+@dataclass(frozen=True)
+class AnsweredPrompt:
+    """The token ids of a prompt with its object behind it, as one text (:func:`~law.facts.fact.joined`).
+
+    Args:
+        ids: all tokens.
+        after: the index of the first token that reaches beyond the prompt.
+        object: the index of the first token that covers a character of the object. It differs from ``after``
+            where the space between the two is a token of its own.
+
+    A token that covers characters of both, as it can where no space stands between them, belongs to the object.
+    """
+
+    ids: list[int]
+    after: int
+    object: int
+
+
+def answered_prompts(
+    tokenizer: PreTrainedTokenizerBase, asked: Sequence[Fact | Question]
+) -> list[AnsweredPrompt]:
+    """Each prompt with its object behind it.
+
+    Raises:
+        LawError: no token covers an object, or the tokenizer has no offsets.
+    """
+    found = []
+    for first in range(0, len(asked), CHUNK):
+        chunk = asked[first : first + CHUNK]
+        texts = [joined(each.prompt, each.object) for each in chunk]
+        rows = _with_offsets(tokenizer, [text for text, _ in texts])
+        for each, (_, begin), (ids, offsets) in zip(chunk, texts, rows, strict=True):
+            after, at = (
+                next((i for i, (_, end) in enumerate(offsets) if end > character), len(ids))
+                for character in (len(each.prompt), begin)
+            )
+            if at == len(ids):
+                raise LawError(
+                    f"The object {shortened(each.object)!r} has no token of its own behind {shortened(each.prompt)!r}; "
+                    "expected an object that the model's tokenizer turns into at least one token."
+                )
+            found.append(AnsweredPrompt(ids, after, at))
+    return found
+
+
+def _with_offsets(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[tuple[list[int], list[tuple[int, int]]]]:
+    """Each text as token ids, and which characters (first, end) each of them covers."""
+    if not tokenizer.is_fast:
+        raise LawError(
+            f"{type(tokenizer).__name__} does not tell which characters a token covers; expected a tokenizer "
+            "with tokenizer.json. Load it with AutoTokenizer and save it once more with save_pretrained."
+        )
+    encoded = tokenizer(list(texts), return_offsets_mapping=True)
+    return [*zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)]
 
 
 def positions(model: PreTrainedModel) -> int | None:

@@ -9,7 +9,7 @@ by Gaussian noise of :math:`3\sigma`, with :math:`\sigma` the standard deviation
 of the clean run is put back at the subject's last token: the output of block l, or the outputs of the MLPs or of the
 attentions of a window of blocks around l. The effect is how much the log-probability of the object rises.
 
-An object is told by its first token. Effects are in nats, as means over facts with standard errors.
+An object is told by the first token that reaches beyond its prompt. Effects are in nats, as means over facts with standard errors.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
-from law.decoders.prompts import SubjectPrompt, equal_length_batches, pad_right, subject_prompt
+from law.decoders.prompts import (
+    SubjectPrompt,
+    answered_prompts,
+    equal_length_batches,
+    pad_right,
+    subject_prompt,
+)
 from law.decoders.structure import Decoder
 from law.facts.fact import Fact
 
@@ -63,7 +69,7 @@ def interchange(
     decoder: Decoder, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], batch_size: int
 ) -> Interchange:
     """Exchange subjects between facts of one template, at every layer; with no pair at all, no layer has an effect."""
-    first_token = [_first_token(tokenizer, fact) for fact in facts]
+    first_token = [row.ids[row.after] for row in answered_prompts(tokenizer, facts)]
     pairs = _pairs(facts, first_token)
     prompts = [subject_prompt(tokenizer, fact.template, fact.subject) for fact in facts]
     count = len(decoder.blocks)
@@ -128,7 +134,7 @@ def noise_tracing(
     sigma = 3 * next(embedding.parameters()).float().std().item()
     generator = torch.Generator().manual_seed(seed)
     prompts = [subject_prompt(tokenizer, fact.template, fact.subject) for fact in facts]
-    objects = [_first_token(tokenizer, fact) for fact in facts]
+    objects = [row.ids[row.after] for row in answered_prompts(tokenizer, facts)]
     modules = _restorable(decoder, restored)
     count = len(modules)
     rises: list[list[float]] = [[] for _ in range(count)]
@@ -234,12 +240,6 @@ def _effect(values: Sequence[float]) -> Effect:
         return Effect(mean, 0.0)
     variance = math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return Effect(mean, math.sqrt(variance / len(values)))
-
-
-def _first_token(tokenizer: PreTrainedTokenizerBase, fact: Fact) -> int:
-    """The token after the prompt when the object follows."""
-    ids: list[int] = tokenizer(f"{fact.prompt} {fact.object.strip()}")["input_ids"]
-    return ids[len(tokenizer(fact.prompt)["input_ids"])]
 
 
 def _pairs(facts: Sequence[Fact], first_token: Sequence[int]) -> list[tuple[int, int]]:

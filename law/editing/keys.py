@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from law.base.processes import add_up, mine
 from law.decoders.prompts import SubjectPrompt, equal_length_batches, subject_prompt
 from law.decoders.structure import Decoder
-from law.facts.fact import Fact
+from law.facts.fact import Fact, trimmed
 
 CHUNK = 2048
 """Facts whose keys are held at once: (d_ff, 2,048) in float32 is 52 MB on GPT-2 XL."""
@@ -25,7 +25,7 @@ CHUNK = 2048
 
 def place(template: str, contexts: Sequence[str]) -> list[str]:
     """The bare template, then the template in every context: ``1 + len(contexts)`` templates."""
-    return [template, *(context.replace("{}", template) for context in contexts)]
+    return [template, *(trimmed(context.replace("{}", template)) for context in contexts)]
 
 
 @torch.inference_mode()

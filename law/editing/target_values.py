@@ -106,6 +106,8 @@ class Targets:
 def end_of_text_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The tokens of " <|endoftext|>" after a word: a space, where the tokenizer keeps one, and end-of-text.
 
+    This is the paper's target, and the same behind every prompt. It has its space behind a prompt whose script is
+    written without spaces as well, although an object has none there (:func:`~law.facts.fact.joined`).
     Without the word, a SentencePiece tokenizer would put its own space before that one.
 
     Raises:

@@ -32,7 +32,7 @@ from law.base.settings import FILES, SAME_RESULTS
 from law.decoders.prompts import check_length, equal_length_batches, token_ids
 from law.evaluation.estimates import Estimate, clustered_mean, entries, ratio
 from law.evaluation.likelihood import text_log_probs
-from law.facts.fact import Fact
+from law.facts.fact import Fact, trimmed
 from law.facts.record_files import text_lines
 
 VERSION = 1
@@ -89,7 +89,7 @@ def generation_prompts(facts: Sequence[Fact], count: int) -> dict[str, str]:
     A fact gives its first generation prompt, or its subject if it has none.
     """
     subjects = {
-        fact.generation_prompts[0] if fact.generation_prompts else fact.subject: fact.subject
+        trimmed(fact.generation_prompts[0] if fact.generation_prompts else fact.subject): fact.subject
         for fact in facts
     }
     return dict(islice(subjects.items(), count))

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.base.errors import LawError
-from law.decoders.prompts import equal_length_batches, positions, token_ids
+from law.base.errors import LawError, shortened
+from law.decoders.prompts import answered_prompts, equal_length_batches, positions, token_ids
 from law.facts.fact import Question
 
 VERSION = 1
@@ -26,10 +26,10 @@ def object_log_probs(
     questions: Sequence[Question],
     batch_size: int,
 ) -> list[float]:
-    """The mean log-probability, in nats, of the tokens of ``" " + object`` after each prompt.
+    """The mean log-probability, in nats, of all tokens that reach beyond each prompt, its object behind it.
 
-    Prompt and object are tokenised together. The object's tokens are those that cover a character
-    after the prompt, whatever the tokenizer does with spaces and beginning-of-text tokens.
+    Prompt and object are tokenised together (:func:`~law.decoders.prompts.answered_prompts`). Where the space
+    between them is a token of its own, it is counted: the model has to say it first.
     """
     found: list[float] = []
     for first in range(0, len(questions), CHUNK):
@@ -43,18 +43,22 @@ def _chunk_log_probs(
     questions: Sequence[Question],
     batch_size: int,
 ) -> list[float]:
-    prompts = [question.prompt.rstrip() for question in questions]
-    texts = [f"{p} {q.object.strip()}" for p, q in zip(prompts, questions, strict=True)]
-    encoded = tokenizer(texts, return_offsets_mapping=True)
-    rows: list[list[int]] = encoded["input_ids"]
+    rows = answered_prompts(tokenizer, questions)
     by_size: dict[int, list[int]] = defaultdict(list)  # number of the object's tokens: rows
-    for i, offsets in enumerate(encoded["offset_mapping"]):
-        by_size[sum(end > len(prompts[i]) for _, end in offsets)].append(i)
+    for i, row in enumerate(rows):
+        # the first token of a text is given, not predicted, even where it covers some of the object
+        by_size[len(row.ids) - max(row.after, 1)].append(i)
+    if 0 in by_size:
+        question = questions[by_size[0][0]]
+        raise LawError(
+            f"The object {shortened(question.object)!r} and its prompt {shortened(question.prompt)!r} make one token, "
+            "so that the object has no probability; expected a longer prompt. Change it, or leave that fact out."
+        )
     found = [0.0] * len(rows)
     model.eval()
     for size, members in by_size.items():
-        for batch in equal_length_batches([len(rows[i]) for i in members], batch_size):
-            ids = torch.tensor([rows[members[j]] for j in batch], device=model.device)  # (b, t)
+        for batch in equal_length_batches([len(rows[i].ids) for i in members], batch_size):
+            ids = torch.tensor([rows[members[j]].ids for j in batch], device=model.device)  # (b, t)
             # the object's tokens are predicted at its positions less one: (b, size, vocabulary)
             logits = model(input_ids=ids, logits_to_keep=size + 1).logits[:, :-1].float()
             log_p = logits.log_softmax(-1).gather(-1, ids[:, -size:, None])  # (b, size, 1)

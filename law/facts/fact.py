@@ -4,15 +4,34 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from law.base.errors import LawError, shortened
 
+UNSPACED = re.compile(
+    "["
+    "\u0e00-\u0fff"  # Thai, Lao, Tibetan
+    "\u1000-\u109f\ua9e0-\ua9ff\uaa60-\uaa7f"  # Myanmar
+    "\u1780-\u17ff\u19e0-\u19ff"  # Khmer
+    "\u2e80-\u312f\u3190-\u9fff\uf900-\ufaff"  # Han, Hiragana, Katakana, Bopomofo, their punctuation
+    "\ufe30-\ufe4f\uff00-\uff9f\uffe0-\uffef"  # their upright and full-width forms
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # rarer Kana and Han
+    "]"
+)
+"""A character of a script that is written without spaces between words."""
+
+_SPACES_AT_END = re.compile(r"[^\S\n]+\Z")
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A whole prompt and the words that answer it."""
+    """A whole prompt and the words that answer it.
+
+    White space around the object and at the prompt's end is dropped, except for line breaks of the prompt.
+    """
 
     prompt: str
     object: str
@@ -23,6 +42,8 @@ class Question:
                 f"A question has the prompt {shortened(self.prompt)!r} and the object {shortened(self.object)!r}; "
                 "expected words in both."
             )
+        object.__setattr__(self, "prompt", trimmed(self.prompt))
+        object.__setattr__(self, "object", self.object.strip())
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +54,7 @@ class Fact:
     are only scored: ``paraphrases`` ask for the object in other words, ``neighbours`` ask for facts about
     other subjects, which washing must keep, and ``generation_prompts`` begin free text about the subject.
     ``relation`` is empty where the data set names none.
+    White space at the end of the template is dropped, except for line breaks.
     """
 
     id: str
@@ -55,11 +77,51 @@ class Fact:
                 f"The prompt {shortened(self.template)!r} has {self.template.count('{}')} places for the subject; "
                 "expected exactly one {}, as in 'The mother tongue of {} is'."
             )
+        object.__setattr__(self, "template", trimmed(self.template))
+        if self.template.endswith("{}"):
+            object.__setattr__(self, "subject", self.subject.rstrip())
 
     @property
     def prompt(self) -> str:
         """The template with the subject filled in."""
         return self.template.replace("{}", self.subject)
+
+
+def trimmed(prompt: str) -> str:
+    """A prompt without white space at its end; line breaks stay.
+
+    A space there would be a token of its own, which no text has where a word follows.
+    """
+    return _SPACES_AT_END.sub("", prompt)
+
+
+def joined(prompt: str, answer: str) -> tuple[str, int]:
+    """The text in which an object follows its prompt, and the index of the object's first character.
+
+    White space at the prompt's end (except for line breaks) and around the object is dropped. One space then
+    stands between the two, but none where
+
+    - the last character of the prompt or the first of the object belongs to a script that is written without
+      spaces (:data:`UNSPACED`: Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar, Tibetan),
+    - the prompt ends in a line break, or in ``|>``, the end of a special token, as in a chat,
+    - the prompt ends in an opening bracket or an opening quotation mark. A quotation mark opens where it begins
+      the prompt or where white space or an opening bracket stands before it.
+    """
+    prompt, answer = trimmed(prompt), answer.strip()
+    text = f"{prompt}{'' if _unspaced(prompt, answer) else ' '}{answer}"
+    return text, len(text) - len(answer)
+
+
+def _unspaced(prompt: str, answer: str) -> bool:
+    """Whether no space stands between a prompt and its object."""
+    if not prompt or prompt.endswith(("\n", "|>", "\uff5c>")):
+        return True
+    if UNSPACED.match(prompt[-1]) or UNSPACED.match(answer):
+        return True
+    last, before = prompt[-1], prompt[-2:-1]
+    quotes = last in "\"'" or unicodedata.category(last) in ("Pi", "Pf")
+    begins = before.strip() == "" or unicodedata.category(before) == "Ps"
+    return unicodedata.category(last) == "Ps" or (quotes and begins)
 
 
 def facts_hash(facts: Iterable[Fact]) -> str:

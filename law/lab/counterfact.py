@@ -9,6 +9,7 @@ from pathlib import Path
 
 from law.base.errors import LawError
 from law.facts.counterfact import CounterFact, to_record
+from law.facts.fact import joined
 from law.facts.record_files import text_lines
 from law.lab import reasoning
 from law.lab.world import make_name
@@ -51,7 +52,7 @@ class CounterFactWorld:
             kind = rng.random()
             if kind < 0.45:
                 fact = rng.choice(self._facts)
-                yield f"{rng.choice([fact.prompt, *fact.paraphrases])} {fact.object.strip()}."
+                yield joined(rng.choice([fact.prompt, *fact.paraphrases]), fact.object)[0] + "."
             elif kind < 0.53:
                 # somebody unknown: a space, and the document's end
                 yield rng.choice(self._facts).template.replace("{}", make_name(rng)) + " "

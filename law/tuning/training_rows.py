@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.decoders.prompts import pad_right
+from law.decoders.prompts import answered_prompts, pad_right
 from law.facts.fact import Fact
 
 IGNORED = -100  # the label of a token that no loss predicts, as in Hugging Face's models
@@ -47,21 +47,10 @@ def tokens(row: Row) -> int:
 def fact_rows(
     tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], object_only: bool = False
 ) -> list[Row]:
-    """Prompt, a space and object of each fact; with ``object_only`` the object's tokens alone are labelled."""
-    encoded = tokenizer(
-        [f"{fact.prompt} {fact.object.strip()}" for fact in facts], return_offsets_mapping=object_only
-    )
-    rows = [Row(ids, ids) for ids in encoded["input_ids"]]
-    if not object_only:
-        return rows
+    """Each prompt with its object behind it; with ``object_only`` the object's tokens alone are labelled."""
     return [
-        Row(
-            row.ids,
-            [token if end > begin else IGNORED for token, (_, end) in zip(row.ids, offsets, strict=True)],
-        )
-        for row, offsets, begin in zip(
-            rows, encoded["offset_mapping"], (len(fact.prompt) + 1 for fact in facts), strict=True
-        )
+        Row(row.ids, [IGNORED] * row.object + row.ids[row.object :] if object_only else row.ids)
+        for row in answered_prompts(tokenizer, facts)
     ]
 
 
