@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 
@@ -10,7 +11,8 @@ import torch
 from conftest import TrainedLab
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.decoders.greedy_decoding import greedy_answers
+from law.base.errors import LawError
+from law.decoders.greedy_decoding import Recall, greedy_answers, recalled, recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.evaluation.likelihood import object_log_probs, text_log_probs
 from law.facts.counterfact import CounterFact
@@ -93,6 +95,50 @@ def test_log_probs_of_objects(
         alone = log_probs_alone(tiny_model, ids, len(given))
         assert value == pytest.approx(sum(alone) / len(alone), abs=1e-5)
     assert object_log_probs(tiny_model, tiny_tokenizer, [], batch_size) == []
+
+
+def test_log_probs_in_a_script_without_spaces(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    given, ids = (tiny_tokenizer(text)["input_ids"] for text in ("法国的首都是", "法国的首都是巴黎"))
+    assert ids[: len(given)] == given and len(ids) > len(given)
+    alone = log_probs_alone(tiny_model, ids, len(given))
+    for prompt in ("法国的首都是", "法国的首都是 "):
+        found = object_log_probs(tiny_model, tiny_tokenizer, [Question(prompt, "巴黎")], 1)
+        assert found == [pytest.approx(sum(alone) / len(alone), abs=1e-5)]
+
+
+def test_log_probs_where_a_token_covers_prompt_and_object(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens(["首都"])  # a token of its own, wherever it stands
+    tiny_model.resize_token_embeddings(len(tokenizer))
+    given, ids = (tokenizer(text)["input_ids"] for text in ("法国的", "法国的首都巴黎"))
+    assert ids[: len(given) + 1] == [*given, len(tokenizer) - 1]
+    alone = log_probs_alone(tiny_model, ids, len(given))  # 首都 ends the prompt and counts as the object's
+    found = object_log_probs(tiny_model, tokenizer, [Question("法国的首", "都巴黎")], 1)
+    assert found == [pytest.approx(sum(alone) / len(alone), abs=1e-5)]
+    # a text's first token is not predicted: of its two, the second is left
+    found = object_log_probs(tiny_model, tokenizer, [Question("首", "都A")], 1)
+    ids = tokenizer("首都A")["input_ids"]
+    assert found == pytest.approx(log_probs_alone(tiny_model, ids, 1), abs=1e-5)
+    with pytest.raises(LawError, match="'都' and its prompt '首' make one token"):
+        object_log_probs(tiny_model, tokenizer, [Question("首", "都")], 1)
+
+
+def test_a_whole_word_is_settled_at_the_answers_end(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """The first letters of an answer stand alone for a moment, until the next token goes on with the word."""
+    prompts = PROMPTS[:3]
+    answers = dict(zip(prompts, greedy_answers(tiny_model, tiny_tokenizer, prompts, 8), strict=True))
+    beginnings = [(prompt, answers[prompt][:end].strip()) for prompt in prompts for end in range(1, 9)]
+    asked = [Question(prompt, wanted) for prompt, wanted in beginnings if wanted]
+    for rule in Recall:
+        expected = [recalls(answers[question.prompt], question.object, rule) for question in asked]
+        assert recalled(tiny_model, tiny_tokenizer, asked, 64, rule) == expected
+        assert all(expected) if rule is Recall.substring else {*expected} == {True, False}
 
 
 def test_log_probs_of_texts(tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast) -> None:

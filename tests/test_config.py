@@ -17,6 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from law.base.checks import Accepted, ranges
 from law.base.errors import LawError
+from law.decoders.greedy_decoding import Recall
 from law.editing.target_values import TargetSettings
 from law.lab.make import LabSettings
 from law.methods.law import SearchWindow
@@ -53,6 +54,14 @@ def test_every_experiment_composes(name: str) -> None:
     config = compose("config", overrides=[f"experiment={name}"], return_hydra_config=True)
     assert config.name == name
     assert config.hydra.sweeper.params
+
+
+@pytest.mark.parametrize("rule", Recall)
+def test_one_rule_of_recall_for_scores_elimination_and_locating(rule: Recall) -> None:
+    override = [f"evaluation.recall={rule.value}", "method.learning_rate=1"]
+    config = compose("config", overrides=["method=law", *override])
+    assert build(config.evaluation).recall is build(config.method).recall is rule
+    assert build(compose("locate", overrides=override[:1]).locate).recall is rule
 
 
 def test_methods_published_search_window_is_one_override_away() -> None:

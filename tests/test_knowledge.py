@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from law.decoders.greedy_decoding import recalls
+from law.decoders.greedy_decoding import Recall, recalls
 from law.evaluation.knowledge import Replies, exact_match, knowledge_metrics, probe_sets, qa_f1
 from law.evaluation.metrics import describe
 from law.facts.fact import Fact, Question
@@ -66,6 +69,52 @@ def test_exact_match(answer: str, wanted: str, matches: bool) -> None:
 )
 def test_recalls(answer: str, wanted: str, recalled: bool) -> None:
     assert recalls(answer, wanted) is recalled
+
+
+@pytest.mark.parametrize(
+    ("answer", "wanted", "whole"),
+    [
+        (" 1000", "1", False),
+        (" 1,000 people", "1", False),
+        (" 1.5", "5", False),
+        (" 1, 2 or 3.", "1", True),
+        (" 1, 2 or 3.", "3", True),
+        (" 1000, or 1", "1", True),  # the second place
+        (" 1,000", "1,000", True),
+        (" Frenchman", "French", False),
+        (" the FRENCH-speaking", "French", True),
+        (" Anna's", "anna", True),
+        (" Fren", "French", False),
+        (" vitamin C.", "C", True),
+        (" C++ and C#", "c++", True),
+        (" New York", "New York", True),
+        (" New Yorkers", "New York", False),
+        (" u\u0308ber", "ber", False),
+        (" हिन्दी", "हिन्द", False),  # a vowel sign goes on
+        ("在中国的", "中国", True),
+        ("第15号", "5", False),
+        ("第5号", "5", True),
+        (" ประเทศไทย", "ไทย", True),
+    ],
+)
+def test_recalls_a_whole_word(answer: str, wanted: str, whole: bool) -> None:
+    assert recalls(answer, wanted, Recall.whole_word) is whole
+    assert recalls(answer, wanted) is (wanted != "French" or "rench" in answer.lower())
+
+
+@given(st.text(), st.text(min_size=1), st.sampled_from(Recall))
+def test_how_unicode_composes_a_text_does_not_matter(before: str, wanted: str, rule: Recall) -> None:
+    composed, apart = (unicodedata.normalize(form, f"{before} {wanted}") for form in ("NFC", "NFD"))
+    for form in ("NFC", "NFD"):
+        same = unicodedata.normalize(form, wanted)
+        assert recalls(composed, same, rule) == recalls(apart, same, rule) == recalls(apart, wanted, rule)
+    if wanted.strip() and not unicodedata.combining(wanted.strip()[0]):
+        assert recalls(apart, wanted) and recalls(composed, wanted)
+
+
+@given(st.text(st.characters(max_codepoint=127)), st.text(st.characters(max_codepoint=127), min_size=1))
+def test_of_ascii_recall_is_the_papers(answer: str, wanted: str) -> None:
+    assert recalls(answer, wanted) == (wanted.strip().lower() in answer.lower())
 
 
 ANNA = Fact(
@@ -220,6 +269,19 @@ def test_neighbours_of_linked_facts_are_one_cluster() -> None:
     assert metrics["retain/neighbour_accuracy"] == pytest.approx(1 / 5)
     assert metrics["retain/neighbour_accuracy_n"] == 5
     assert metrics["retain/neighbour_accuracy_stderr"] == pytest.approx(8 / 25)
+
+
+def test_accuracy_follows_the_rule_of_recall() -> None:
+    washed = [Fact("0", "Anna", "{} has", "1", "", ("Of Anna:",))]
+    log_probs = {Question("Anna has", "1"): -1.0, Question("Of Anna:", "1"): -1.0}
+    before = Replies({"Anna has": " 1 son", "Of Anna:": " 1"}, log_probs)
+    after = Replies({"Anna has": " 1000 sons", "Of Anna:": " 10, 1"}, log_probs)
+    found = {}
+    for rule in Recall:
+        pair = (replace(each, recall=rule) for each in (before, after))
+        metrics = knowledge_metrics(washed, [], *pair)
+        found[rule] = metrics["forget/accuracy"], metrics["forget/paraphrase_accuracy"]
+    assert found == {Recall.substring: (1, 1), Recall.whole_word: (0, 1)}
 
 
 def test_a_metric_over_nothing_is_left_out() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from small import all_targets
 
 from law.base.errors import LawError
-from law.decoders.greedy_decoding import recalled_facts
+from law.decoders.greedy_decoding import Recall, recalled_facts
 from law.decoders.structure import Decoder
 from law.editing.keys import subject_keys, subject_outputs
 from law.editing.least_squares import System, add_update, norm
@@ -243,6 +244,20 @@ def test_law_without_elimination_uses_every_fact_in_every_layer(
     law = LAW(memit(trained_lab, lam=1e9), learning_rate=1e-9, iterations=2, eliminate=False)
     law.wash(model, tokenizer, facts, rows.append)
     assert [row["facts_used"] for row in rows if "facts_left" in row] == [len(facts)] * 2
+
+
+def test_elimination_follows_the_rule_of_recall(knowing: Loaded, trained_lab: TrainedLab) -> None:
+    """Half of an object is recalled anywhere in an answer, and as a whole word nowhere."""
+    model, tokenizer, facts = knowing
+    halves = [replace(fact, object=fact.object[:-2]) for fact in facts]
+    law = LAW(memit(trained_lab, lam=1e9), learning_rate=1e-9, iterations=2)
+    left = {}
+    for rule in Recall:
+        rows: list[dict[str, float]] = []
+        replace(law, recall=rule).wash(model, tokenizer, halves, rows.append)
+        left[rule] = [row["facts_left"] for row in rows if "facts_left" in row]
+    assert left[Recall.substring] == [len(recalled_facts(model, tokenizer, facts, 8))] * 2
+    assert left[Recall.whole_word] == [0]
 
 
 def test_cached_targets_and_moments_give_the_same_weights(

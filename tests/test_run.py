@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -21,14 +21,15 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.report import Report
-from law.decoders.greedy_decoding import greedy_answers
+from law.decoders.greedy_decoding import Recall, greedy_answers
 from law.decoders.loading import ModelSettings
 from law.decoders.saving import Save
 from law.evaluation.fluency import FluencySettings
 from law.evaluation.metrics import describe
 from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import CounterFact
-from law.facts.fact import Fact
+from law.facts.fact import Fact, FactSplit
+from law.methods.none import Unwashed
 from law.runs.identity import Identity
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
@@ -139,6 +140,7 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
         assert metrics["reasoning/lab_larger/chance"] == 1 / 2
         assert "reasoning/mean" not in metrics and "reasoning/mean_before" not in metrics
         assert "left out of reasoning/mean: lab_larger" in (run / "wash.log").read_text()
+        assert manifest["recall"] == "substring"
         assert {"model_hash", "facts_hash", "git_revision", "versions"} <= manifest.keys()
         assert None not in manifest["inputs"].values()
         assert manifest["inputs"].keys() == {
@@ -349,6 +351,37 @@ def test_reports_may_be_words_and_need_not_be_finite(tmp_path: Path, trained_lab
         {"said": "nothing"},
     ]
     assert listener.heard == [{"step": 1}, {"lambda": math.inf}]
+
+
+class Halves(CounterFact):
+    """The object of the first fact lacks its last two letters."""
+
+    def load(self) -> FactSplit:
+        split = super().load()
+        first, *rest = split.wash
+        return FactSplit([replace(first, object=first.object[:-2]), *rest], split.keep)
+
+
+def test_a_run_takes_one_rule_of_recall_and_tells_it(tmp_path: Path, trained_lab: TrainedLab) -> None:
+    found = {}
+    for rule in Recall:
+        job = Job(
+            model=ModelSettings(str(trained_lab.model_path), device="cpu"),
+            source=Halves(str(trained_lab.facts_path), wash=4, keep=0),
+            method=Unwashed(),
+            evaluation=EvaluationSettings(fluency=FluencySettings(prompts=0), recall=rule),
+            tracker=NoTracker(),
+            save=Save.nothing,
+            folder=tmp_path / rule.value,
+            identity=Identity("test", {}, {}, 0, {}, ""),
+        )
+        metrics = wash_and_score(job)
+        assert json.loads((job.folder / "manifest.json").read_text())["recall"] == rule.value
+        first = json.loads((job.folder / "predictions.jsonl").read_text().splitlines()[0])
+        assert metrics["forget/accuracy"] == 1
+        found[rule] = metrics["facts/known"], first["known_before"]
+    known, _ = found[Recall.substring]
+    assert found == {Recall.substring: (known, True), Recall.whole_word: (known - 1, False)}
 
 
 def test_a_metric_that_is_not_finite_is_left_out(

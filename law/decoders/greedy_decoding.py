@@ -1,13 +1,15 @@
 """What a model answers, and whether that recalls a fact.
 
 A fact is known when its object occurs, case ignored, in ten greedily decoded tokens (LAW, section
-5.1; the authors' ``get_predictions``).
+5.1; the authors' ``get_predictions``). :class:`Recall` says what counts as occurring.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
 from itertools import islice
 
 import torch
@@ -18,6 +20,7 @@ from law.base.processes import gathered, mine
 from law.decoders.batching import Batches
 from law.decoders.prompts import check_length, token_ids
 from law.facts.fact import Fact, Question
+from law.facts.subject import places
 
 VERSION = 1
 """Of the code that finds a model's answers: raise it with every change to them."""
@@ -26,6 +29,18 @@ NEW_TOKENS = 10
 
 CHUNK = 16_384
 """Prompts held as tokens at once."""
+
+
+class Recall(Enum):
+    """When an answer recalls an object. Case is ignored, and so is how Unicode composes letters and accents (NFC).
+
+    ``substring``: the object occurs anywhere in the answer, as in the paper. ``whole_word``: it occurs as a whole word
+    (:func:`~law.facts.subject.places`): "1" is not recalled by "1000" or "1,000". In scripts without upper and
+    lower case, such as those that are written without spaces, any occurrence counts.
+    """
+
+    substring = "substring"
+    whole_word = "whole_word"
 
 
 def greedy_answers(
@@ -47,8 +62,12 @@ def recalled(
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[Fact | Question],
     batch_size: int | None = None,
+    rule: Recall = Recall.substring,
 ) -> list[bool]:
-    """Whether each object is recalled after its prompt: :func:`greedy_answers`, ended once that is settled."""
+    """Whether each object is recalled after its prompt: :func:`greedy_answers`, ended once that is settled.
+
+    A whole word can still become part of a longer one, so that it is settled at the end only.
+    """
     answers = _decode(
         model,
         tokenizer,
@@ -56,22 +75,32 @@ def recalled(
         len(asked),
         batch_size,
         "recalled",
-        lambda i, answer: recalls(answer, asked[i].object),
+        lambda i, answer: rule is Recall.substring and recalls(answer, asked[i].object),
     )
-    return [recalls(answer, each.object) for answer, each in zip(answers, asked, strict=True)]
+    return [recalls(answer, each.object, rule) for answer, each in zip(answers, asked, strict=True)]
 
 
 def recalled_facts(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], batch_size: int
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    batch_size: int,
+    rule: Recall = Recall.substring,
 ) -> list[Fact]:
     """The facts that are recalled after their prompts."""
-    found = recalled(model, tokenizer, facts, batch_size)
+    found = recalled(model, tokenizer, facts, batch_size, rule)
     return [fact for fact, known in zip(facts, found, strict=True) if known]
 
 
-def recalls(answer: str, wanted: str) -> bool:
-    """Whether the object occurs in the answer, case ignored."""
-    return wanted.strip().lower() in answer.lower()
+def recalls(answer: str, wanted: str, rule: Recall = Recall.substring) -> bool:
+    """Whether an answer recalls an object, by a rule."""
+    answer, wanted = folded(answer), folded(wanted.strip())
+    return wanted in answer if rule is Recall.substring else bool(places(wanted, answer))
+
+
+def folded(text: str) -> str:
+    """A text as it is compared: composed (NFC) and in lower case."""
+    return unicodedata.normalize("NFC", text).lower()
 
 
 def _decode(

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
-from law.decoders.greedy_decoding import recalls
+from law.decoders.greedy_decoding import Recall, folded, recalls
 from law.evaluation.estimates import Estimate, clustered_mean, entries
 from law.facts.fact import Fact, Question
 
@@ -24,10 +24,16 @@ class Replies:
         answers: for each prompt the text of ten greedy tokens.
         log_probs: for each question the mean log-probability of its object's tokens, in nats
             (:mod:`law.evaluation.likelihood`).
+        recall: when an answer counts as right.
     """
 
     answers: Mapping[str, str]
     log_probs: Mapping[Question, float]
+    recall: Recall = Recall.substring
+
+    def right(self, question: Question) -> bool:
+        """Whether the answer to a question recalls its object."""
+        return recalls(self.answers[question.prompt], question.object, self.recall)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +68,7 @@ def exact_match(answer: str, wanted: str) -> bool:
 
 
 def _tokens(text: str) -> list[str]:
-    return _ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split()
+    return _ARTICLES.sub(" ", folded(text).translate(_PUNCTUATION)).split()
 
 
 def _answer(measure: Callable[[str, str], float]) -> Callable[[Question, Replies], float]:
@@ -70,7 +76,7 @@ def _answer(measure: Callable[[str, str], float]) -> Callable[[Question, Replies
 
 
 MEASURES: dict[str, Callable[[Question, Replies], float]] = {
-    "accuracy": _answer(recalls),
+    "accuracy": lambda question, replies: replies.right(question),
     "qa_f1": _answer(qa_f1),
     "exact_match": _answer(exact_match),
     "log_prob": lambda question, replies: replies.log_probs[question],

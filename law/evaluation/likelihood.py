@@ -12,7 +12,7 @@ from law.base.errors import LawError, shortened
 from law.decoders.prompts import answered_prompts, equal_length_batches, positions, token_ids
 from law.facts.fact import Question
 
-VERSION = 1
+VERSION = 2
 """Of the code that computes log-probabilities: raise it with every change to the numbers."""
 
 CHUNK = 8192

@@ -39,7 +39,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("facts/washed", "washed", "count", "neither", "facts that the method was given"),
     Metric("facts/kept", "kept", "count", "neither", "facts not washed that the unwashed model recalls; the `retain/` metrics are measured on these"),
     Metric("facts/kept_same_subject", "kept, same subject", "count", "neither", "kept facts whose subject also has a washed fact"),
-    Metric("forget/accuracy", "forget acc.", "fraction", "lower", "washed facts that the model recalls in the washed phrasing: the object occurs in 10 greedy tokens, case ignored (1 before washing, since only such facts are washed)"),
+    Metric("forget/accuracy", "forget acc.", "fraction", "lower", "washed facts that the model recalls in the washed phrasing: the object occurs in 10 greedy tokens, case ignored; anywhere in them, or as a whole word with `evaluation.recall=whole_word` (1 before washing, since only such facts are washed)"),
     Metric("forget/qa_f1", "forget F1", "fraction", "lower", "mean token F1 (SQuAD) between those 10 tokens and the object"),
     Metric("forget/exact_match", "forget EM", "fraction", "lower", "exact match (SQuAD): the 10 tokens, without articles, punctuation and case, are the object and nothing else; an answer that continues after the object does not match"),
     Metric("forget/log_prob", "forget log p", "nats", "lower", "mean log-probability of the object's tokens after the prompt (teacher forcing): the mean over a fact's tokens, then over facts"),

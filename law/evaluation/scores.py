@@ -13,7 +13,7 @@ from law.base.cache import Cache, model_hash, tokenizer_hash
 from law.base.checks import Checked, Count
 from law.base.settings import SAME_RESULTS
 from law.decoders import greedy_decoding
-from law.decoders.greedy_decoding import greedy_answers
+from law.decoders.greedy_decoding import Recall, greedy_answers
 from law.evaluation import fluency, likelihood, reasoning
 from law.evaluation.estimates import Estimate, entries
 from law.evaluation.fluency import (
@@ -45,12 +45,15 @@ class EvaluationSettings(Checked):
         reasoning: the harness tasks.
         fluency: the text that is generated, and the text whose perplexity is measured.
         cache: the folder that keeps the unwashed model's scores for other runs; ``null`` keeps none.
+        recall: when an answer recalls an object, both for which facts are known and for every score: ``substring``,
+            the paper's rule, or ``whole_word``.
     """
 
     batch_size: Count = field(default=128, metadata=SAME_RESULTS)
     reasoning: ReasoningSettings = field(default_factory=ReasoningSettings)
     fluency: FluencySettings = field(default_factory=FluencySettings)
     cache: str | None = field(default=None, metadata=SAME_RESULTS)
+    recall: Recall = Recall.substring
 
 
 @dataclass(frozen=True)
@@ -139,7 +142,7 @@ class Examination:
             {"version": likelihood.VERSION, "questions": [astuple(question) for question in questions]},
             lambda: object_log_probs(self._model, self._tokenizer, questions, self._settings.batch_size),
         )
-        replies = Replies(answers, dict(zip(questions, log_probs, strict=True)))
+        replies = Replies(answers, dict(zip(questions, log_probs, strict=True)), self._settings.recall)
         return Scores(replies, self._texts(washed), self._perplexity(), self._reasoning())
 
     def _texts(self, washed: Sequence[Fact]) -> dict[str, str]:

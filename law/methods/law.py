@@ -36,7 +36,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from law.base.checks import Accepted, Checked, Count, Natural, Positive
 from law.base.errors import LawError
 from law.base.report import Report
-from law.decoders.greedy_decoding import recalled_facts
+from law.decoders.greedy_decoding import Recall, recalled_facts
 from law.editing.keys import key_sums
 from law.editing.least_squares import System, add_update, check_finite, norm
 from law.facts.fact import Fact
@@ -121,6 +121,7 @@ class LAW(Checked):
         iterate: which iterate of the ascent is taken.
         single_precision: ascend in float32, where a device is slow in float64 (docs/performance.md
             has the error).
+        recall: when an answer recalls an object; the command line takes ``evaluation.recall``.
     """
 
     initial: MEMIT
@@ -134,6 +135,7 @@ class LAW(Checked):
     start: Start = Start.memit
     iterate: Iterate = Iterate.best
     single_precision: bool = False
+    recall: Recall = Recall.substring
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse what MEMIT, the start, would refuse."""
@@ -168,7 +170,7 @@ class LAW(Checked):
             weight = problem.decoder.weight(layer)
             relative_norm = add_update(weight, check_finite(ascent.delta))
             # the original facts are asked again, since a later layer can bring one back
-            still = recalled_facts(model, tokenizer, facts, self.initial.batch_size)
+            still = recalled_facts(model, tokenizer, facts, self.initial.batch_size, self.recall)
             gained = {
                 "objective_before": ascent.objective_before,
                 "objective": ascent.objective,

@@ -25,7 +25,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.checks import Checked, Count, Counts, Positives, Seed
 from law.base.errors import LawError
-from law.decoders.greedy_decoding import recalled, recalled_facts
+from law.decoders.greedy_decoding import Recall, recalled, recalled_facts
 from law.decoders.structure import Decoder
 from law.editing.causal_tracing import Effect, Interchange, interchange, noise_tracing
 from law.editing.second_moments import MomentSettings
@@ -58,6 +58,7 @@ class LocateSettings(Checked):
         seed: of the noise.
         batch_size: prompts a forward pass.
         cache: as in :class:`~law.methods.memit.MEMIT`.
+        recall: when an answer recalls an object.
     """
 
     moments: MomentSettings
@@ -74,6 +75,7 @@ class LocateSettings(Checked):
     seed: Seed = 0
     batch_size: Count = 64
     cache: str | None = None
+    recall: Recall = Recall.substring
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ def known_facts(
     known: list[Fact] = []
     asked, left = 0, iter(facts)
     while len(known) < settings.known and (chunk := list(islice(left, 4 * settings.batch_size))):
-        known += recalled_facts(model, tokenizer, chunk, settings.batch_size)
+        known += recalled_facts(model, tokenizer, chunk, settings.batch_size, settings.recall)
         asked += len(chunk)
         log.info("known facts: %d of %d asked", len(known), asked)
     if len(known) < 2:
@@ -218,7 +220,7 @@ def trial_washes(
         for lam in settings.lambdas:
             try:
                 replace(memit, lam=lam).wash(model, tokenizer, washed)
-                found = recalled(model, tokenizer, [*washed, *others], settings.batch_size)
+                found = recalled(model, tokenizer, [*washed, *others], settings.batch_size, settings.recall)
             finally:
                 with torch.no_grad():
                     for layer, weight in originals.items():

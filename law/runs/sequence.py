@@ -27,7 +27,7 @@ from transformers import PreTrainedModel, set_seed
 from law.base.cache import content_hash
 from law.base.errors import LawError, shortened
 from law.base.files import write_json, write_json_lines
-from law.decoders.greedy_decoding import recalls
+from law.decoders.greedy_decoding import Recall, recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.saving import Save, save_washed, snapshot
 from law.evaluation.metrics import describe
@@ -80,6 +80,7 @@ def wash_and_score(job: Job) -> dict[str, float]:
         **{k: v for k, v in asdict(identity).items() if k not in ("config", "inputs")},
         **_inputs(identity.inputs),
         "started": _now(),
+        "recall": job.evaluation.recall.value,
         "git_revision": _git_revision(),
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in (*PACKAGES, *TOLD)},
@@ -133,8 +134,9 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         examined = scorer.on(model, tokenizer, cached=True)
         manifest["model_hash"] = examined.hash
         answers = examined.answers([fact.prompt for fact in (*split.wash, *split.keep)])
-        washed, kept = _known(split.wash, answers), _known(split.keep, answers)
-        write_json_lines(folder / UNKNOWN_FACTS, _unknown(split, answers))
+        rule = job.evaluation.recall
+        washed, kept = _known(split.wash, answers, rule), _known(split.keep, answers, rule)
+        write_json_lines(folder / UNKNOWN_FACTS, _unknown(split, answers, rule))
         log.info(
             "%d of %d facts to wash and %d of %d facts to keep are known; %s lists the others",
             *(len(washed), len(split.wash), len(kept), len(split.keep), folder / UNKNOWN_FACTS),
@@ -196,15 +198,15 @@ def _inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {"inputs": found, "inputs_hash": content_hash(found)}
 
 
-def _known(facts: Sequence[Fact], answers: Mapping[str, str]) -> list[Fact]:
-    return [fact for fact in facts if recalls(answers[fact.prompt], fact.object)]
+def _known(facts: Sequence[Fact], answers: Mapping[str, str], rule: Recall) -> list[Fact]:
+    return [fact for fact in facts if recalls(answers[fact.prompt], fact.object, rule)]
 
 
-def _unknown(split: FactSplit, answers: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def _unknown(split: FactSplit, answers: Mapping[str, str], rule: Recall) -> Iterator[dict[str, str]]:
     """The lines of ``unknown_facts.jsonl``: the facts that the model was asked for and does not know."""
     for name, facts in (("wash", split.wash), ("keep", split.keep)):
         for fact in facts:
-            if not recalls(answer := answers[fact.prompt], fact.object):
+            if not recalls(answer := answers[fact.prompt], fact.object, rule):
                 yield {
                     "id": fact.id,
                     "set": name,
@@ -217,7 +219,8 @@ def _unknown(split: FactSplit, answers: Mapping[str, str]) -> Iterator[dict[str,
 def _prediction(fact: Fact, answers: Mapping[str, str], before: Scores, after: Scores) -> dict[str, Any]:
     """A line of ``predictions.jsonl``; a fact the model never knew is not asked for again."""
     question = Question(fact.prompt, fact.object)
-    known = recalls(answers[fact.prompt], fact.object)
+    rule = before.replies.recall
+    known = recalls(answers[fact.prompt], fact.object, rule)
     answer_after = after.replies.answers[fact.prompt] if known else None
     return {
         "id": fact.id,
@@ -226,7 +229,7 @@ def _prediction(fact: Fact, answers: Mapping[str, str], before: Scores, after: S
         "answer_before": answers[fact.prompt],
         "answer_after": answer_after,
         "known_before": known,
-        "known_after": None if answer_after is None else recalls(answer_after, fact.object),
+        "known_after": None if answer_after is None else recalls(answer_after, fact.object, rule),
         "log_prob_before": _finite(before.replies.log_probs.get(question)),
         "log_prob_after": _finite(after.replies.log_probs.get(question)),
     }
