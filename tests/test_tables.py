@@ -418,21 +418,31 @@ def test_runs_of_earlier_versions_stay_readable_and_are_remarked(tmp_path: Path)
         save(tmp_path, "law", {"forget/accuracy": value}, seed, **earlier)
         save(tmp_path, "memit", {"forget/accuracy": value}, seed, **earlier)
     save(tmp_path, "memit", {"forget/accuracy": 0.5}, 2)
-    unknown = "configuration unknown, input files unknown, code unknown"
-    known = "configuration 5e70, input files f11e, code c0de"
     assert rows_of(tmp_path) == {
         "lab, lab": {
             "law": ("2", "*20.0 ± 14.1*"),
-            f"memit ({known})": ("1", "50.0"),
-            f"memit ({unknown})": ("2", "*20.0 ± 14.1*"),
+            "memit": ("1", "50.0"),
+            "memit (earlier version)": ("2", "*20.0 ± 14.1*"),
         }
     }
     assert load_sweep(tmp_path).remarks == [
-        "Runs with the same settings differ in their configuration and input files and code and stand in rows of "
-        "their own: lab, lab, memit.",
+        "An earlier version of the code made some runs of these methods and did not record configuration, input "
+        "files and code. These runs stand in rows of their own: lab, lab, memit.",
         "It could not be checked whether the runs of a row share configuration, input files and code, since an "
-        f"earlier version of the code made them and did not record these: lab, lab, law; lab, lab, memit ({unknown}).",
+        "earlier version of the code made them and did not record these: lab, lab, law; lab, lab, memit (earlier "
+        "version).",
     ]
+
+
+def test_all_that_differs_is_named(tmp_path: Path) -> None:
+    for seed, digest in enumerate(("a1b2", "c3d4")):
+        save(tmp_path, "law", {}, seed, setup_hash=digest, inputs_hash=digest, code_hash=digest)
+    sweep = load_sweep(tmp_path)
+    assert [*labels(sweep.setups).values()] == [
+        "law (configuration a1b2, input files a1b2, code a1b2)",
+        "law (configuration c3d4, input files c3d4, code c3d4)",
+    ]
+    assert "differ in their configuration, input files and code and stand" in sweep.remarks[0]
 
 
 def test_reasoning_on_different_tasks_is_not_compared(tmp_path: Path) -> None:

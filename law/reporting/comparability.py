@@ -92,14 +92,23 @@ def names_of(setups: Iterable[Setup]) -> dict[Setup, str]:
 def check_rows(runs: Sequence[Run]) -> list[str]:
     """Remarks, one sentence or more each, on runs that were separated and on what could not be checked."""
     split: dict[str, list[str]] = defaultdict(list)
+    mixed = []
     asked_for = _grouped(runs, lambda run: run.setup.asked)
     for asked, name in names_of(asked_for).items():
-        if differing := _differing(asked_for[asked]):
-            split[" and ".join(differing)].append(name)
+        recorded = [run for run in asked_for[asked] if UNKNOWN not in run.origin.values()]
+        if differing := _differing(recorded):
+            split[_listed(differing)].append(name)
+        if 0 < len(recorded) < len(asked_for[asked]):
+            mixed.append(name)
     remarks = [
         f"Runs with the same settings differ in their {what} and stand in rows of their own: {'; '.join(names)}."
         for what, names in split.items()
     ]
+    if mixed:
+        remarks.append(
+            "An earlier version of the code made some runs of these methods and did not record configuration, input "
+            f"files and code. These runs stand in rows of their own: {'; '.join(mixed)}."
+        )
     rows, unchecked = _grouped(runs, lambda run: run.setup), []
     for setup, name in names_of(rows).items():
         row = rows[setup]
@@ -136,6 +145,10 @@ def check_rows(runs: Sequence[Run]) -> list[str]:
 def _differing(runs: Sequence[Run]) -> list[str]:
     """The parts of their origin in which these runs differ."""
     return [part for part in ORIGIN.values() if len({run.origin.get(part) for run in runs}) > 1]
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
 def _methods(runs: Iterable[Run]) -> list[str]:

@@ -23,13 +23,16 @@ def labels(setups: Sequence[Setup]) -> dict[Setup, str]:
         hidden = {*_common(setups), *_common_of_method(setup, setups)}
         differing = [pair for pair in setup.settings if pair not in hidden]
         differing.sort(key=lambda pair: not _of_method(pair))
-        twins = [dict(other.origin) for other in setups if other.asked == setup.asked]
         shown = [f"{short[key]}={shortened(value)}" for key, value in differing]
-        shown += [
-            f"{part} {value if value == UNKNOWN else value[:4]}"
-            for part, value in setup.origin
-            if any(twin.get(part) != value for twin in twins)
-        ]
+        if UNKNOWN in dict(setup.origin).values():
+            shown.append("earlier version")
+        else:
+            twins = [dict(other.origin) for other in setups if other.asked == setup.asked]
+            shown += [
+                f"{part} {value[:4]}"
+                for part, value in setup.origin
+                if any(twin.get(part) not in (value, UNKNOWN) for twin in twins)
+            ]
         named[setup] = f"{setup.method} ({', '.join(shown)})" if shown else setup.method
     return named
 
