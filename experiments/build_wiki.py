@@ -6,10 +6,12 @@ import argparse
 import logging
 from pathlib import Path
 
-from law.base.errors import LawError
+from law.base.console import one_paragraph
 from law.facts.wikidata_triples import EXPECTED, TEMPLATES, build_facts, read_templates
 
-if __name__ == "__main__":
+
+def main() -> None:
+    """Read the triples, write the facts, and log what was counted."""
     parser = argparse.ArgumentParser(description="Write the facts that triples make; docs/datasets.md.")
     parser.add_argument("triples", type=Path, help=EXPECTED)
     parser.add_argument("facts", type=Path, help="the JSON lines to write, for dataset=wiki_latest")
@@ -19,12 +21,9 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     log = logging.getLogger("build_wiki")
-    try:
-        counts = build_facts(
-            chosen.triples, chosen.facts, read_templates(chosen.templates), chosen.partitions, chosen.scratch
-        )
-    except (LawError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+    counts = build_facts(
+        chosen.triples, chosen.facts, read_templates(chosen.templates), chosen.partitions, chosen.scratch
+    )
     log.info(
         "%d rows read: %d malformed, %d duplicates, %d ambiguous triples of %d pairs, %d facts written to %s",
         counts.read,
@@ -37,3 +36,8 @@ if __name__ == "__main__":
     )
     if counts.first_malformed:
         log.warning("the first malformed row is %s, %s", chosen.triples, counts.first_malformed)
+
+
+if __name__ == "__main__":
+    with one_paragraph():
+        main()

@@ -20,14 +20,14 @@ from law.decoders.loading import load_model
 from law.decoders.structure import Decoder
 from law.reporting.tracing_picture import plot_tracing
 from law.runs.command_line import run_command
-from law.runs.configuration import LocateConfig, build, check_config
+from law.runs.configuration import build, check_config
 from law.runs.locating import Trial, best, candidate_layers, known_facts, trace, trial_washes
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="locate")
 def main(config: DictConfig) -> Trial:
     """Trace known facts, wash a sample of them with candidates for R and λ, and propose the best trial."""
-    check_config(config, LocateConfig)
+    check_config(config)
     settings = build(config.locate)
     split = build(config.dataset).load()
     model, tokenizer = load_model(build(config.model))

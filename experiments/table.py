@@ -12,8 +12,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 from rich.text import Text
 
-from law.base.console import accept_any_text
-from law.base.errors import LawError
+from law.base.console import one_paragraph
 from law.reporting.published_numbers import FORMAT
 from law.reporting.typesetting import Table
 from law.reporting.writing import write_tables
@@ -45,8 +44,8 @@ def show(console: Console, table: Table, metrics: range) -> None:
         console.print(grid)
 
 
-if __name__ == "__main__":
-    accept_any_text()
+def main() -> None:
+    """Write the tables and print them."""
     parser = argparse.ArgumentParser(
         description="Write table.md, table.csv, table.tex and tradeoff.png.",
         epilog=f"Published numbers: {FORMAT}",
@@ -58,10 +57,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("--full", action="store_true", help="print all columns, not the short table")
     chosen = parser.parse_args()
-    try:
-        paths, report = write_tables(chosen.folder, chosen.published)
-    except LawError as error:
-        raise SystemExit(str(error)) from None
+    paths, report = write_tables(chosen.folder, chosen.published)
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", WIDTH))
     console = Console(highlight=False, markup=False, width=width)
     for table in report.full if chosen.full else report.short:
@@ -73,3 +69,8 @@ if __name__ == "__main__":
     if not chosen.full:
         console.print(f"All columns: {paths[0]}, or --full.", soft_wrap=True)
     console.print(f"Wrote {', '.join(map(str, paths))}.", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    with one_paragraph():
+        main()

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from law.base.processes import failing_together, gathered, processes, rank
 from law.decoders.saving import Save
-from law.runs.command_line import run_command
+from law.runs.command_line import failures_told, run_command
 from law.runs.configuration import build, identity
 from law.runs.identity import finished
 from law.runs.sequence import Job, wash_and_score
@@ -25,7 +25,7 @@ from law.runs.tracker import NoTracker
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(config: DictConfig) -> dict[str, float]:
     """One run; a configuration that has finished already is not run again."""
-    with failing_together():
+    with failing_together(), failures_told():
         return _run(config)
 
 

@@ -21,7 +21,8 @@ from law.decoders.greedy_decoding import Recall
 from law.editing.target_values import TargetSettings
 from law.lab.make import LabSettings
 from law.methods.law import SearchWindow
-from law.runs.configuration import RunConfig, build, check_config, explain, train_settings
+from law.runs.configuration import build, check_config, train_settings
+from law.runs.explanations import explain
 
 CONF = Path(__file__).parents[1] / "conf"
 TUNED = ("FineTuning", "GradientAscent", "SeUL", "WOH", "GradDiff", "NPO", "RMU")
@@ -99,7 +100,7 @@ def test_wrong_overrides_are_refused_with_a_hint(override: str, hint: str) -> No
 
 def test_a_key_beside_the_known_ones_is_refused() -> None:
     with pytest.raises(LawError, match=r"Unknown key 'sed' in the configuration. Did you mean 'seed'\?"):
-        check_config(compose("config", overrides=["+sed=1"]), RunConfig)
+        check_config(compose("config", overrides=["+sed=1"]))
     with pytest.raises(LawError, match="Unknown key 'foo'"):
         train_settings(compose("train_lab", overrides=["+foo=1"]))
 
@@ -198,7 +199,7 @@ def numbers(classes: set[type]) -> Iterator[tuple[str, Accepted | None]]:
 )
 def test_a_number_out_of_range_is_refused_by_its_name(override: str, message: str) -> None:
     with pytest.raises(LawError) as error:
-        check_config(compose("config", overrides=[override]), RunConfig)
+        check_config(compose("config", overrides=[override]))
     assert str(error.value).startswith(message) or message in str(error.value)
 
 

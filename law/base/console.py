@@ -1,10 +1,14 @@
-"""Text on a console whose encoding lacks some of its characters."""
+"""What commands print: text that an encoding may lack characters for, and errors as one paragraph."""
 
 from __future__ import annotations
 
 import codecs
 import io
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from law.base.errors import LawError
 
 SPELLED = {
     "↓": "v",
@@ -23,6 +27,16 @@ SPELLED = {
     "λ": "lambda",
 }
 """In ASCII, the characters that messages and tables use."""
+
+
+@contextmanager
+def one_paragraph() -> Iterator[None]:
+    """End the program with one paragraph and exit status 1 where the user can mend what went wrong."""
+    accept_any_text()
+    try:
+        yield
+    except (LawError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def accept_any_text() -> None:

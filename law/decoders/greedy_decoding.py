@@ -16,6 +16,7 @@ import torch
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.errors import shortened
 from law.base.processes import gathered, mine
 from law.decoders.batching import Batches
 from law.decoders.prompts import check_length, token_ids
@@ -125,7 +126,9 @@ def _decode(
             rows = token_ids(tokenizer, chunk)
             by_length: dict[int, list[int]] = defaultdict(list)
             for place, row in enumerate(rows):
-                check_length(model, len(row) + NEW_TOKENS, f"The prompt {chunk[place]!r} with its answer")
+                check_length(
+                    model, len(row) + NEW_TOKENS, f"The prompt {shortened(chunk[place])!r} with its answer"
+                )
                 by_length[len(row)].append(place)
             found: dict[int, str] = {}
             for _, same in sorted(by_length.items()):

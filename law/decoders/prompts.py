@@ -44,7 +44,7 @@ def subject_prompt(tokenizer: PreTrainedTokenizerBase, template: str, subject: s
     """
     if template.count("{}") != 1:
         raise LawError(
-            f"The prompt {template!r} has {template.count('{}')} places for the subject; expected exactly one {{}}."
+            f"The prompt {shortened(template)!r} has {template.count('{}')} places for the subject; expected exactly one {{}}."
         )
     start = template.index("{}")
     end = start + len(subject.rstrip())  # a space after the subject belongs to the next word's token
@@ -52,7 +52,7 @@ def subject_prompt(tokenizer: PreTrainedTokenizerBase, template: str, subject: s
     inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
     if not inside:
         raise LawError(
-            f"The subject {subject!r} has no token of its own in {template!r}; expected a subject that the "
+            f"The subject {shortened(subject)!r} has no token of its own in {shortened(template)!r}; expected a subject that the "
             "model's tokenizer turns into at least one token."
         )
     return SubjectPrompt(ids, inside[-1], inside[0])

@@ -30,7 +30,7 @@ from transformers import PreTrainedTokenizerBase
 
 from law.base.cache import Cache, model_hash, tokenizer_hash
 from law.base.checks import Checked, Count, NonNegative, Positive
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
 from law.base.processes import add_up, mine
 from law.base.settings import SAME_RESULTS, counting
 from law.decoders.batching import Batches
@@ -185,7 +185,7 @@ def _ask(
     rows = [replace(p, ids=p.ids + asking) for p in prompts]
     rows.append(replace(about, ids=about.ids[: about.position + 1]))
     for row in rows:
-        check_length(decoder.model, len(row.ids), f"A prompt of the fact {fact.prompt!r}")
+        check_length(decoder.model, len(row.ids), f"A prompt of the fact {shortened(fact.prompt)!r}")
     return rows
 
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.checks import Checked, Count, Natural, Seed
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
 from law.base.files import FileHashes
 from law.base.settings import FILES, SAME_RESULTS
 from law.decoders.prompts import check_length, equal_length_batches, token_ids
@@ -113,7 +113,9 @@ def sample_texts(
     rows = token_ids(tokenizer, prompts)
     for prompt, row in zip(prompts, rows, strict=True):
         check_length(
-            model, len(row) + settings.tokens, f"{prompt!r} with evaluation.fluency.tokens={settings.tokens}"
+            model,
+            len(row) + settings.tokens,
+            f"{shortened(prompt)!r} with evaluation.fluency.tokens={settings.tokens}",
         )
     draws = torch.rand(len(rows), settings.tokens, generator=torch.Generator().manual_seed(settings.seed))
     special = torch.tensor(_special_ids(tokenizer, model.config.get_text_config().vocab_size))

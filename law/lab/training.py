@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from law.base.checks import Checked, Count, Natural, NonNegative, Positive, RowTokens, Seed
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
 from law.base.files import replacing
 from law.decoders.loading import find_device
 
@@ -75,6 +75,11 @@ class TrainingSettings(Checked):
     autocast: str
     save_every: Count
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.autocast not in ("bfloat16", "float16"):
+            raise LawError(f"training.autocast is {self.autocast!r}; expected bfloat16 or float16.")
+
 
 def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """A byte-level BPE with GPT-2's habits: end-of-text is BOS, EOS and padding at once."""
@@ -99,16 +104,26 @@ def train_tokenizer(texts: Iterator[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def new_model(architecture: dict, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
-    """A randomly initialised decoder; ``architecture`` is ``model_type`` and its config's fields."""
+    """A randomly initialised decoder; ``architecture`` is ``model_type`` and its config's fields.
+
+    Raises:
+        LawError: Hugging Face's classes refuse the architecture.
+    """
     torch.manual_seed(seed)
-    config = AutoConfig.for_model(
-        **architecture,
-        vocab_size=len(tokenizer),
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return AutoModelForCausalLM.from_config(config)
+    try:
+        config = AutoConfig.for_model(
+            **architecture,
+            vocab_size=len(tokenizer),
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        return AutoModelForCausalLM.from_config(config)
+    except (TypeError, ValueError) as error:
+        raise LawError(
+            f"No model of the architecture {architecture} can be made ({shortened(str(error))}). Expected the "
+            "model_type of a decoder and fields of its Hugging Face configuration that fit together. Set architecture."
+        ) from error
 
 
 def make_rows(

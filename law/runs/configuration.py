@@ -8,8 +8,7 @@ again in each process they start, which is why it happens at import.
 from __future__ import annotations
 
 import copy
-import difflib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 import law
 from law.base.cache import content_hash
@@ -47,6 +45,7 @@ from law.methods.npo import NPO
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
+from law.runs.explanations import unknown_key, unknown_option
 from law.runs.identity import CHOICES, Identity, code, inputs_of, local, reduced, settings_of
 from law.runs.locating import LocateSettings
 from law.runs.tracker import NoTracker, Wandb
@@ -100,35 +99,40 @@ class TrainConfig(LabSettings):
     dataset: Any = None
 
 
-def check_config(config: DictConfig, schema: type) -> None:
+def check_config(config: DictConfig) -> None:
     """Refuse what the types of a composed configuration let pass, before anything is loaded.
 
     Raises:
-        LawError: ``+key=value`` has put a key beside those of the top level's ``schema``, or a value lies outside
-            of what its setting accepts.
+        LawError: ``+key=value`` has put a key beside those of the settings, a value lies outside of what its setting
+            accepts, or Hydra was told to change the working directory.
     """
-    valid = [f.name for f in fields(schema)]
-    for key in map(str, config):
-        if key not in (*valid, "hydra"):
-            raise LawError(_unknown_key(key, valid, config))
-    _check_ranges(config, "")
+    if HydraConfig.initialized() and HydraConfig.get().job.chdir:
+        raise LawError(
+            "hydra.job.chdir is true; expected false, since relative paths would be looked for in the run's folder. "
+            "Leave it out: a run writes into its folder anyway."
+        )
+    _check_settings(config, "", config)
 
 
-def _check_ranges(config: DictConfig, prefix: str) -> None:
-    """Check each value against the settings that it is a field of; ``prefix`` is the place of ``config``."""
+def _check_settings(config: DictConfig, prefix: str, root: DictConfig) -> None:
+    """Check the keys and values of ``config``, which stands at ``prefix`` of ``root``, and of all settings in it."""
     settings = OmegaConf.get_type(config)
     if settings is not None and is_dataclass(settings):
+        valid = [f.name for f in fields(settings)]
+        for key in map(str, config):
+            if key not in (*valid, "hydra"):
+                raise LawError(unknown_key(f"{prefix}{key}", valid, root))
         stated = [name for name in ranges(settings) if not OmegaConf.is_missing(config, name)]
         refuse_out_of_range(settings, {name: config[name] for name in stated}, prefix)
     for key in map(str, config):
         node = config._get_node(key)
         if isinstance(node, DictConfig) and key != "hydra" and not (node._is_none() or node._is_missing()):
-            _check_ranges(node, f"{prefix}{key}.")
+            _check_settings(node, f"{prefix}{key}.", root)
 
 
 def train_settings(config: DictConfig) -> LabSettings:
     """The lab's settings, less the world and the data set it is made of."""
-    check_config(config, TrainConfig)
+    check_config(config)
     plain = OmegaConf.masked_copy(config, [f.name for f in fields(LabSettings)])
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LabSettings), plain))  # type: ignore[return-value]
 
@@ -162,8 +166,9 @@ def _register() -> None:
 
 def _run_name(*, _root_: DictConfig) -> str:
     """The folder of a run: readable, and its own for each configuration and each place that files are read from."""
+    if _root_.hydra.mode is not RunMode.MULTIRUN:  # in a sweep it would end the other jobs as well
+        check_config(_root_)
     choices = _root_.hydra.runtime.choices
-    check_config(_root_, RunConfig)
     digest = content_hash(reduced(_root_, lambda path: str(local(path).resolve())))
     return f"{choices.method}-{choices.model}-{choices.dataset}-s{_root_.seed}-{digest[:8]}"
 
@@ -175,7 +180,7 @@ def build(config: DictConfig) -> Any:
 
 def identity(config: DictConfig) -> Identity:
     """Which run this is, from the composed configuration and Hydra's record of how it came about."""
-    check_config(config, RunConfig)
+    check_config(config)
     hydra = HydraConfig.get()
     _refuse_unknown_presets(hydra.overrides.task)
     whole: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
@@ -198,52 +203,6 @@ def identity(config: DictConfig) -> Identity:
     )
 
 
-def explain(error: HydraException | OmegaConfBaseException) -> str:
-    """One paragraph on a configuration that does not compose, with the nearest valid key or option."""
-    causes = [*_causes(error)]
-    for found in causes:
-        if isinstance(found, LawError):
-            return str(found)
-        if isinstance(found, MissingConfigException) and found.options:
-            return _unknown_option(str(found.missing_cfg_file), found.options)
-    cause = next((found for found in causes if isinstance(found, OmegaConfBaseException)), None)
-    if cause is None:
-        return str(error)
-    if isinstance(cause, MissingMandatoryValue):
-        key = str(cause.full_key)
-        located = key.rpartition(".")[2] in ("layers", "lam")
-        hint = (
-            " `python experiments/locate.py model=... dataset=...` proposes layers and λ." if located else ""
-        )
-        return f"{key} is not set; expected a value. Set {key}=... on the command line.{hint}"
-    problem = str(cause.msg or error).splitlines()[0]
-    parent = cause.parent_node
-    if not isinstance(parent, DictConfig) or cause.key is None or cause.key in parent:
-        return f"The configuration is wrong at {cause.full_key!r}: {problem}."
-    valid = [str(key) for key in parent if key != "_target_"]
-    return _unknown_key(str(cause.full_key), valid, parent._get_root())
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, what it was raised from, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _unknown_key(name: str, valid: list[str], root: Any) -> str:
-    """A dotted key that is not among the ``valid`` ones of its parent."""
-    prefix, dot, key = name.rpartition(".")
-    paths = [path for path in _paths(root, "") if path != name and not path.startswith("hydra.")]
-    elsewhere = {path.rpartition(".")[2]: path for path in paths}
-    hint = ""
-    if near := difflib.get_close_matches(key, valid, n=1):
-        hint = f" Did you mean {prefix + dot + near[0]!r}?"
-    elif near := difflib.get_close_matches(key, elsewhere, n=1):
-        hint = f" Did you mean {elsewhere[near[0]]!r}?"
-    return f"Unknown key {name!r} in the configuration.{hint} Valid keys there: {', '.join(valid)}."
-
-
 def _refuse_unknown_presets(overrides: Iterable[str]) -> None:
     """Refuse a preset that was asked for and is not there; Hydra lets it pass, since presets are optional."""
     loader = GlobalHydra.instance().config_loader()
@@ -253,25 +212,7 @@ def _refuse_unknown_presets(overrides: Iterable[str]) -> None:
         if group in ("preset", "preset_for"):
             folder, _, name = f"{group}/{option}".rpartition("/")
             if name not in (options := loader.get_group_options(folder)):
-                raise LawError(_unknown_option(f"{folder}/{name}", options))
-
-
-def _unknown_option(path: str, options: Iterable[str]) -> str:
-    """An option that a group lacks; schemas are no options."""
-    group, _, option = path.rpartition("/")
-    valid = [name for name in options if not name.endswith("_schema")]
-    near = difflib.get_close_matches(option, valid, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    return f"Unknown {group} {option!r}.{hint} Available: {', '.join(valid)}. Set {group}=... to one of them."
-
-
-def _paths(node: Any, prefix: str) -> Iterator[str]:
-    """The dotted name of every key of a configuration."""
-    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():
-        return
-    for key in map(str, node):
-        yield f"{prefix}{key}"
-        yield from _paths(node._get_node(key), f"{prefix}{key}.")
+                raise LawError(unknown_option(f"{folder}/{name}", options))
 
 
 _register()

@@ -97,9 +97,7 @@ def wash_and_score(job: Job) -> dict[str, float]:
         problem = f"{type(error).__name__}: {error}"
         failure = {"status": "failed", "error": problem, "ended": _now()}
         write_json(folder / MANIFEST, manifest | failure)
-        # a sweep tells only its first failure, and keeps every error until its end
-        log.error("%s failed: %s", folder.name, problem, exc_info=not isinstance(error, LawError))
-        traceback.clear_frames(error.__traceback__)
+        traceback.clear_frames(error.__traceback__)  # a sweep keeps every error until its end
         raise
     else:
         guarded.conclude(metrics, folder / PREDICTIONS)

@@ -1,0 +1,126 @@
+"""What a command line that gives no configuration is told: one paragraph, with what to write instead."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from law.base.errors import LawError
+
+
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """One paragraph on a configuration that does not compose, with the nearest valid key or option."""
+    causes = [*_causes(error)]
+    for found in causes:
+        if isinstance(found, LawError):
+            return str(found)
+        if isinstance(found, MissingConfigException) and found.options:
+            return unknown_option(str(found.missing_cfg_file), found.options)
+        if isinstance(found, OverrideParseException):
+            return _unreadable(found.override)
+    if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", str(error)):
+        return _several(several[1])
+    cause = next((found for found in causes if isinstance(found, OmegaConfBaseException)), None)
+    if cause is None:
+        return " ".join(str(error).split())
+    if isinstance(cause, MissingMandatoryValue):
+        key = str(cause.full_key)
+        located = key.rpartition(".")[2] in ("layers", "lam")
+        hint = (
+            " `python experiments/locate.py model=... dataset=...` proposes layers and λ." if located else ""
+        )
+        return f"{key} is not set; expected a value. Set {key}=... on the command line.{hint}"
+    problem, where = str(cause.msg or error).splitlines()[0].rstrip("."), str(cause.full_key)
+    if "is not a ListConfig" in problem:
+        return (
+            f"{where} is {cause.value!r}; expected a list. Write {shlex.quote(f'{where}=[{cause.value}]')}."
+        )
+    parent = cause.parent_node
+    if not isinstance(parent, DictConfig) or cause.key is None or cause.key in [*parent]:
+        return f"The configuration is wrong at {where!r}: {problem}."
+    return unknown_key(where, [*map(str, parent)], parent._get_root())
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, what it was raised from, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _unreadable(override: str) -> str:
+    """An argument that does not follow Hydra's grammar."""
+    key, equals, value = override.partition("=")
+    if not equals:
+        return f"The argument {override!r} sets nothing; expected key=value. Write {key}=... with a value."
+    return (
+        f"The value in {override!r} can't be read. Hydra gives spaces, commas, brackets, '=' and '~' a meaning "
+        "of their own, and reads these, accents and '#' as plain characters only in quotes. Close every bracket of "
+        f"a list, or quote the value: {shlex.quote(f'{key}={_quoted(value)}')}."
+    )
+
+
+def _several(override: str) -> str:
+    """An argument with several values outside a sweep."""
+    key, _, value = override.partition("=")
+    return (
+        f"The argument {override!r} holds several values; expected one, since this is no sweep. Add -m to run with "
+        f"each of them, write {shlex.quote(f'{key}=[{value}]')} for a list, or "
+        f"{shlex.quote(f'{key}={_quoted(value)}')} for one value with commas."
+    )
+
+
+def _quoted(value: str) -> str:
+    """A value in the quotes of Hydra's grammar."""
+    escaped = value.replace('"', '\\"')
+    return f'"{escaped}"'
+
+
+def unknown_key(name: str, valid: Iterable[str], root: Any) -> str:
+    """A dotted key that is not among the ``valid`` ones of its parent."""
+    prefix, dot, key = name.rpartition(".")
+    names = [known for known in valid if known not in (key, "_target_", "hydra")]
+    # a setting of the same group, at another depth: method.lam is method.initial.lam of LAW
+    group = name.partition(".")[0] + dot if dot else ""
+    elsewhere = {
+        path.rpartition(".")[2]: path
+        for path in paths(root, "")
+        if path.startswith(group) and path != name and not path.startswith("hydra.")
+    }
+    hint = ""
+    if near := difflib.get_close_matches(key, names, n=1):
+        hint = f" Did you mean {prefix + dot + near[0]!r}?"
+    elif near := difflib.get_close_matches(key, elsewhere, n=1):
+        hint = f" Did you mean {elsewhere[near[0]]!r}?"
+    builds = str(OmegaConf.select(root, f"{prefix}._target_") or "") if dot else ""
+    owner = f"{prefix} ({builds.rpartition('.')[2]})" if builds else prefix or "The top level"
+    return (
+        f"Unknown key {name!r} in the configuration.{hint} {owner} has {', '.join(names) or 'no settings'}."
+    )
+
+
+def unknown_option(path: str, options: Iterable[str]) -> str:
+    """An option that a group lacks; schemas are no options."""
+    group, _, option = path.rpartition("/")
+    valid = [name for name in options if not name.endswith("_schema")]
+    near = difflib.get_close_matches(option, valid, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    if group == "hydra/launcher":
+        hint += " Launchers are installed by `pip install -e '.[launchers]'`."
+    return f"Unknown {group} {option!r}.{hint} Available: {', '.join(valid)}. Set {group}=... to one of them."
+
+
+def paths(node: Any, prefix: str) -> Iterator[str]:
+    """The dotted name of every key of a configuration."""
+    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():
+        return
+    for key in map(str, node):
+        yield f"{prefix}{key}"
+        yield from paths(node._get_node(key), f"{prefix}{key}.")
