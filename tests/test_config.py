@@ -214,6 +214,23 @@ def test_python_users_are_told_of_a_number_out_of_range_too() -> None:
         SearchWindow(low=0.8)
 
 
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    overrides = [
+        'model.path="~/model"',
+        'dataset.path="~/my facts.json"',
+        'method.initial.moments.text="~/texts/*.txt"',
+        'evaluation.fluency.text="~/heldout.txt"',
+        'evaluation.reasoning.data="~/rows"',
+    ]
+    config = compose("config", overrides=overrides)
+    assert build(config.model).path == "/home/ada/model"
+    assert build(config.dataset).path == "/home/ada/my facts.json"
+    assert build(config.method).initial.moments.text == "/home/ada/texts/*.txt"
+    evaluation = build(config.evaluation)
+    assert (evaluation.fluency.text, evaluation.reasoning.data) == ("/home/ada/heldout.txt", "/home/ada/rows")
+
+
 def test_what_a_preset_would_say_is_asked_for_with_where_to_get_it() -> None:
     config = compose("config", overrides=["model=local", "model.path=x", "method=law"])
     with pytest.raises(OmegaConfBaseException) as error:

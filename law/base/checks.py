@@ -8,6 +8,7 @@ not settings yet, such as those of a composed configuration.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -58,7 +59,7 @@ Layers = Annotated[
 
 
 class Checked:
-    """A dataclass of settings that refuses a value out of range.
+    """A dataclass of settings that refuses a value out of range, and reads ``~`` in a path as the home folder.
 
     Raises:
         LawError: names the field, its value and what it accepts.
@@ -66,6 +67,10 @@ class Checked:
 
     def __post_init__(self) -> None:
         refuse_out_of_range(type(self), vars(self), f"{type(self).__name__}.")
+        for name, value in vars(self).items():
+            if isinstance(value, str) and value.startswith("~"):
+                # Path.expanduser fails where a user is unknown; here such a path is left to be reported as missing
+                setattr(self, name, os.path.expanduser(value))  # noqa: PTH111
 
 
 def refuse_out_of_range(settings: type, values: Mapping[str, Any], prefix: str) -> None:

@@ -13,6 +13,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from law.base.checks import Checked
 from law.base.errors import LawError
 from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
@@ -21,7 +22,7 @@ from law.decoders.structure import Parts, name_parts
 
 
 @dataclass
-class ModelSettings:
+class ModelSettings(Checked):
     """Which model to wash, and how to hold it.
 
     Args:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import logging
-import os
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -72,8 +71,7 @@ class FactSource(Checked, ABC):
         Raises:
             LawError: nothing is published, or it can't be fetched.
         """
-        # Path.expanduser fails where a user is unknown; here such a path is reported as a missing file
-        return self.fetch() if self.path is None else Path(os.path.expanduser(self.path))  # noqa: PTH111
+        return self.fetch() if self.path is None else Path(self.path)
 
     def content(self, hashes: FileHashes) -> Any:
         """What the file's name ends in and its hash; ``None`` where there is no file."""
