@@ -113,7 +113,9 @@ class Golden:
 
     def problem(self, model: PreTrainedModel) -> Problem:
         """What a method starts from, with the recorded C and z*."""
-        targets = Targets(len(self.known), [lambda: {"z": self.tensor("zs").T}])
+        count = len(self.known)
+        places = torch.stack([torch.zeros(count, dtype=torch.long), torch.arange(count)], dim=1)
+        targets = Targets([lambda: {"z": self.tensor("zs").T}], places)
         return Problem(Decoder(model), self.tokenizer, self.known, self.contexts, self.moments, targets)
 
     def recorded(self, variant: str, array: str) -> np.ndarray | None:

@@ -61,4 +61,4 @@ def test_washing_holds_a_chunk_of_facts(
     Watched.most = 0
     LAW(memit, learning_rate=1e-4, iterations=2).wash(tiny_model, tiny_tokenizer, Watched(range(40)))
     assert 8 <= Watched.most - elsewhere <= 16
-    assert len(list(cache.glob("targets-*"))) == 5
+    assert len(list(cache.glob("targets-*/*"))) == 5

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -158,13 +159,18 @@ def test_moments_are_kept_for_the_same_model_and_text(
     assert passes.look() == 0
     assert all(torch.equal(again[layer], first[layer]) for layer in (0, 2))
 
+    runs = Counter[int]()
+    for layer, block in enumerate(tiny_model.transformer.h):
+        block.register_forward_hook(lambda *_, layer=layer: runs.update([layer]))
+    all_layers = moments([0, 1, 2])
+    assert runs[1] > 0 == runs[2]  # the text was read for layer 1 alone
+    check(all_layers, TEXTS)
+    moments([1])
+    assert passes.look() == 0
+
     fewer = moments([0, 2], documents=2)
     assert passes.look() > 0
     check(fewer, TEXTS[:2])
-
-    other_layer = moments([1])
-    assert passes.look() > 0
-    check(other_layer, TEXTS)
 
     text.write_text("\n".join([*TEXTS[:-1], "b"]) + "\n", encoding="utf-8")
     other_text = moments([0, 2])
@@ -176,7 +182,7 @@ def test_moments_are_kept_for_the_same_model_and_text(
     other_model = moments([0, 2])
     assert passes.look() > 0
     check(other_model, [*TEXTS[:-1], "b"])
-    assert len(list((tmp_path / "cache").iterdir())) == 5
+    assert len(list((tmp_path / "cache").glob("moments-*"))) == 3 + 2 + 2 + 2  # a file for each layer
 
 
 def test_moments_need_a_text(

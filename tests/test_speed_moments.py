@@ -88,10 +88,10 @@ def test_killed_moments_go_on_and_leave_nothing_half_done(
     assert len(documents) == 2  # the chunk left: ["a", "You can buy salt."]
     for layer, c in expected.items():
         torch.testing.assert_close(found[layer], c, rtol=1e-6, atol=1e-9)
-    (kept,) = cache.folder.iterdir()
-    assert not kept.name.endswith("part.safetensors")
+    kept = [*cache.folder.iterdir()]  # one of each layer
+    assert len(kept) == 2 and not any(path.name.endswith("part.safetensors") for path in kept)
     # what the killed process spent counts as well, now and for whoever takes C from the cache
-    assert cache.spared_s == spent < seconds_of(kept)
+    assert cache.spared_s == spent < sum(map(seconds_of, kept))
 
 
 def test_moments_out_of_memory_count_no_token_twice(
@@ -195,6 +195,7 @@ def test_recalled_is_what_the_whole_answers_say_and_stops_there(
     rows = rows_of(tiny_model.transformer.h[0])
     # what stands at the start, in the middle, at the end of the answer, and nowhere
     objects = [answer[i : i + 3] for answer, i in zip(answers, (0, 5, -3, 0, 8, 0), strict=True)]
+    objects = [wanted.strip() or "nowhere" for wanted in objects]
     objects[3] = "not said"
     expected = [recalls(answer, wanted) for answer, wanted in zip(answers, objects, strict=True)]
     found = recalled(tiny_model, tiny_tokenizer, questions(objects), batch_size)

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from law.base.cache import Cache, content_hash, model_hash
-from law.base.files import file_hash, write_json
+from law.base.files import file_hash, save_tensors, write_json
+from law.base.item_cache import TensorItems, json_items
 from law.decoders.saving import Save, save_washed, snapshot
 
 
@@ -51,39 +52,123 @@ def test_json_is_kept_under_its_key(tmp_path: Path) -> None:
 
 
 def test_tensors_are_kept_under_their_key(tmp_path: Path) -> None:
-    cache, count = Cache(tmp_path), Counted()
-    for _ in range(3):
-        found = cache.tensors("moments", {"a": 1}, count.tensors)
-        assert found.keys() == {"a", "b"}
+    cache, tensors = Cache(tmp_path), Counted().tensors()
+    assert cache.tensors("moments", {"a": 1}) is None
+    cache.keep("moments", {"a": 1}, tensors, seconds=2.5)
+    for number in range(1, 3):
+        found = cache.tensors("moments", {"a": 1})
+        assert found is not None and found.keys() == {"a", "b"}
         assert found["a"].tolist() == [[1, 1, 1], [1, 1, 1]]
         assert found["b"].tolist() == [[0, 3], [1, 4], [2, 5]] and found["b"].dtype == torch.float64
-    assert count.runs == 1
-    assert cache.tensors("moments", {"a": 2}, count.tensors)["a"][0, 0] == 2
-    assert len(files(tmp_path)) == 2
+        assert cache.spared_s == 2.5 * number
+    assert cache.tensors("moments", {"a": 2}) is None
+    assert len(files(tmp_path)) == 1
 
 
-@pytest.mark.parametrize("damage", ["cut short", "garbage", "empty"])
-def test_damaged_tensors_are_computed_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
-) -> None:
-    cache, count = Cache(tmp_path), Counted()
-    cache.tensors("moments", {}, count.tensors)
-    (path,) = tmp_path.iterdir()
+def damage(path: Path, how: str) -> None:
     whole = path.read_bytes()
-    path.write_bytes({"cut short": whole[:-5], "garbage": b"\xff" * len(whole), "empty": b""}[damage])
+    path.write_bytes({"cut short": whole[:-5], "garbage": b"\xff" * len(whole), "empty": b""}[how])
+
+
+DAMAGES = pytest.mark.parametrize("how", ["cut short", "garbage", "empty"])
+
+
+@DAMAGES
+def test_damaged_tensors_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str) -> None:
+    cache, count = Cache(tmp_path), Counted()
+    cache.keep("moments", {}, count.tensors(), 1.0)
+    (path,) = tmp_path.iterdir()
+    damage(path, how)
     with caplog.at_level(logging.WARNING):
-        assert cache.tensors("moments", {}, count.tensors)["a"][0, 0] == 2
+        assert cache.tensors("moments", {}) is None
     assert path.name in caplog.text and "damaged" in caplog.text
-    # The file is mended, and the only one.
-    assert cache.tensors("moments", {}, count.tensors)["a"][0, 0] == 2
+    cache.keep("moments", {}, count.tensors(), 1.0)  # mends the file
+    assert cache.tensors("moments", {})["a"][0, 0] == 2
     assert list(tmp_path.iterdir()) == [path]
+
+
+class Squares:
+    """Computes the square of each item, and notes down which items it was asked for."""
+
+    def __init__(self, items: list[str]) -> None:
+        self.items, self.asked = items, list[list[str]]()
+
+    def tensors(self, missing: list[int]) -> dict[str, Tensor]:
+        asked = [self.items[i] for i in missing]
+        self.asked.append(asked)
+        return {"square": torch.tensor([[float(item) ** 2] for item in asked])}
+
+    def values(self, asked: list[str]) -> list[float]:
+        self.asked.append(asked)
+        return [float(item) ** 2 for item in asked]
+
+
+def read(store: TensorItems, items: list[str]) -> tuple[list[float], list[list[str]]]:
+    """The squares by their places, and which items were computed for them."""
+    squares = Squares(items)
+    places = store.get(items, squares.tensors)
+    return [store.files[file]()["square"][row].item() for file, row in places], squares.asked
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_an_item_is_computed_once_whatever_is_asked_with_it(tmp_path: Path, on_disk: bool) -> None:
+    cache = Cache(tmp_path if on_disk else None)
+    store = TensorItems(cache, "squares", {"a": 1})
+    assert read(store, ["2", "3", "2"]) == ([4.0, 9.0, 4.0], [["2", "3"]])
+    again = TensorItems(cache, "squares", {"a": 1})
+    expected = [["5"]] if on_disk else [["3", "5", "2"]]
+    assert read(again, ["3", "5", "2"]) == ([9.0, 25.0, 4.0], expected)
+    assert read(TensorItems(cache, "squares", {"a": 2}), ["2"])[1] == [["2"]]
+    if on_disk:
+        assert read(TensorItems(Cache(tmp_path), "squares", {"a": 1}), ["5", "2"]) == ([25.0, 4.0], [])
+
+
+def test_the_seconds_of_items_taken_from_a_cache_add_up(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    store = TensorItems(cache, "squares", {})
+    store.get(["1", "2", "3", "4"], Squares(["1", "2", "3", "4"]).tensors)
+    assert cache.spared_s == 0.0
+    (path,) = tmp_path.glob("squares-*/*.safetensors")
+    save_tensors(path, {**load_file(path), "seconds": torch.tensor(8.0)})  # as if it had taken longer
+    later = Cache(tmp_path)
+    TensorItems(later, "squares", {}).get(["1", "4", "1"], Squares([]).tensors)
+    assert later.spared_s == 4.0  # two of four items
+
+
+@DAMAGES
+def test_items_of_a_damaged_file_are_computed_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    cache = Cache(tmp_path)
+    read(TensorItems(cache, "squares", {}), ["1", "2"])
+    json_items(cache, "texts", {}, ["1", "2"], Squares([]).values)
+    for path in tmp_path.glob("*/*"):
+        damage(path, how)
+    with caplog.at_level(logging.WARNING):
+        assert read(TensorItems(cache, "squares", {}), ["1", "2"]) == ([1.0, 4.0], [["1", "2"]])
+        squares = Squares([])
+        assert json_items(cache, "texts", {}, ["1", "2"], squares.values) == [1.0, 4.0]
+    assert squares.asked == [["1", "2"]]
+    assert caplog.text.count(" is damaged (") == 2
+    assert read(TensorItems(cache, "squares", {}), ["1", "2"])[1] == []
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_json_items_are_computed_once(tmp_path: Path, on_disk: bool) -> None:
+    cache, squares = Cache(tmp_path if on_disk else None), Squares([])
+    assert json_items(cache, "texts", {"a": 1}, ["2", "3", "2"], squares.values) == [4.0, 9.0, 4.0]
+    assert json_items(cache, "texts", {"a": 1}, ["3", "5"], squares.values) == [9.0, 25.0]
+    assert json_items(cache, "texts", {"a": 2}, ["3"], squares.values) == [9.0]
+    expected = [["2", "3"], ["5"], ["3"]] if on_disk else [["2", "3"], ["3", "5"], ["3"]]
+    assert squares.asked == expected
 
 
 def test_without_a_folder_nothing_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     cache, count = Cache(None), Counted()
     assert [cache.json("a", {}, count.value)["run"] for _ in range(2)] == [1, 2]
-    assert [cache.tensors("a", {}, count.tensors)["a"][0, 0].item() for _ in range(2)] == [3, 4]
+    cache.keep("a", {}, count.tensors(), 1.0)
+    assert cache.tensors("a", {}) is None
     assert files(tmp_path) == []
 
 
@@ -94,8 +179,6 @@ def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
     with pytest.raises(RuntimeError):
         cache.json("a", {}, fail)
-    with pytest.raises(RuntimeError):
-        cache.tensors("a", {}, fail)
     assert files(tmp_path) == []
     assert cache.json("a", {}, Counted().value)["run"] == 1
 

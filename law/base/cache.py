@@ -6,10 +6,8 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from time import perf_counter
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -76,7 +74,7 @@ def _everywhere(found: T | None) -> TypeGuard[T]:
     return all(gathered(found is not None))
 
 
-def _again(path: Path) -> dict[str, Tensor]:
+def load_again(path: Path) -> dict[str, Tensor]:
     """The tensors of a file that was whole a while ago."""
     if (tensors := load_tensors(path)) is None:
         raise LawError(
@@ -115,35 +113,20 @@ class Cache:
             write_json(path, value)
         return value
 
-    def tensors(
-        self,
-        name: str,
-        key: Mapping[str, Any],
-        compute: Callable[[], dict[str, Tensor]],
-        begun_s: float = 0.0,
-    ) -> dict[str, Tensor]:
-        """The tensors kept under ``key``, computed when there are none or the file is damaged.
-
-        ``begun_s`` are the seconds that an earlier process spent on what ``compute`` goes on with.
-        """
+    def tensors(self, name: str, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
+        """The tensors kept under ``key``; ``None`` where there are none, or a damaged file."""
         path = self.path(name, key, "safetensors")
-        if path is not None and _everywhere(found := load_tensors(path)):
-            log.info("%s: taken from %s", name, path)
-            self.spared_s += found.pop(SECONDS).item()
-            return found
-        start = perf_counter() - begun_s
-        tensors = compute()
-        self.spared_s += begun_s
-        if path is not None:
-            save_tensors(path, {**tensors, SECONDS: torch.tensor(perf_counter() - start)})
-        return tensors
+        if path is None or not _everywhere(found := load_tensors(path)):
+            return None
+        log.info("%s: taken from %s", name, path)
+        self.spared_s += found.pop(SECONDS).item()
+        return found
 
-    def kept(
-        self, name: str, key: Mapping[str, Any], compute: Callable[[], dict[str, Tensor]]
-    ) -> Callable[[], dict[str, Tensor]]:
-        """What reads the tensors of :meth:`tensors` again, so that only the disk holds them; without a folder, memory."""
-        tensors, path = self.tensors(name, key, compute), self.path(name, key, "safetensors")
-        return partial(_again, path) if path is not None else lambda: tensors
+    def keep(self, name: str, key: Mapping[str, Any], tensors: Mapping[str, Tensor], seconds: float) -> None:
+        """Keep tensors that took ``seconds`` to compute under ``key``."""
+        path = self.path(name, key, "safetensors")
+        if path is not None:
+            save_tensors(path, {**tensors, SECONDS: torch.tensor(seconds)})
 
     def path(self, name: str, key: Mapping[str, Any], suffix: str) -> Path | None:
         """Where what ``name`` means under ``key`` lies; ``None`` where nothing is kept."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from time import monotonic
+from time import monotonic, perf_counter
 
 import torch
 from torch import Tensor
@@ -74,7 +74,8 @@ def second_moments(
 ) -> dict[int, Tensor]:
     """C of every layer in ``layers``: (d_ff, d_ff), float32, summed in float64.
 
-    With a cache, a run that was killed goes on from the sums it last saved.
+    With a cache, C is kept layer by layer: the text is read once more for the layers that are missing, and for no
+    other. A run that was killed goes on from the sums it last saved.
     """
     settings.check()
     key = {
@@ -84,24 +85,37 @@ def second_moments(
         "tokenizer": tokenizer_hash(tokenizer),
         "text": settings.identity(cache.hashes),
         "documents": settings.documents,
-        "layers": layers,
         "longest": positions(decoder.model),
         "piece": settings.tokens,
     }
-    part = cache.path("moments", key, f"{rank()}-of-{world()}.part.safetensors")
-
-    def compute() -> dict[str, Tensor]:
+    found = {layer: cache.tensors("moments", key | {"layer": layer}) for layer in layers}
+    missing = [layer for layer in layers if found[layer] is None]
+    if missing:
+        part = cache.path("moments", key | {"layers": missing}, f"{rank()}-of-{world()}.part.safetensors")
+        begun_s = seconds_of(part)
+        began = perf_counter() - begun_s
         texts = islice(settings.read(), settings.documents)
-        found, tokens = collect_moments(
-            decoder, tokenizer, texts, layers, settings.batch_size, part, settings.save_every, settings.tokens
+        computed, tokens = collect_moments(
+            decoder,
+            tokenizer,
+            texts,
+            missing,
+            settings.batch_size,
+            part,
+            settings.save_every,
+            settings.tokens,
         )
-        return {str(layer): c for layer, c in found.items()} | {"tokens": torch.tensor(tokens)}
-
-    found = cache.tensors("moments", key, compute, seconds_of(part))
-    if part is not None:
-        part.unlink(missing_ok=True)
-    log.info("second moments of %d tokens, layers %s", found["tokens"], layers)
-    return {layer: found[str(layer)].to(decoder.device) for layer in layers}
+        log.info("second moments of %d tokens, layers %s", tokens, missing)
+        # a pass takes hardly longer for more layers, so each has its share of the time
+        seconds = (perf_counter() - began) / len(missing)
+        for layer, c in computed.items():
+            kept = {"c": c, "tokens": torch.tensor(tokens)}
+            cache.keep("moments", key | {"layer": layer}, kept, seconds)
+            found[layer] = kept
+        cache.spared_s += begun_s
+        if part is not None:
+            part.unlink(missing_ok=True)
+    return {layer: one["c"].to(decoder.device) for layer, one in found.items() if one is not None}
 
 
 @torch.inference_mode()

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +30,7 @@ from transformers import PreTrainedTokenizerBase
 from law.base.cache import Cache, model_hash, tokenizer_hash
 from law.base.checks import Checked, Count, NonNegative, Positive
 from law.base.errors import LawError, shortened
+from law.base.item_cache import TensorItems
 from law.base.processes import add_up, mine
 from law.base.settings import SAME_RESULTS, counting
 from law.decoders.batching import Batches
@@ -83,24 +83,39 @@ class Trace:
 
 @dataclass(frozen=True)
 class Targets:
-    """z* of many facts, and the traces of their losses: read a shard at a time where a cache keeps them.
+    """z* of many facts, and the traces of their losses: read from files where a cache keeps them.
 
     Args:
-        shard: facts a shard.
-        read: gives ``z`` (facts, d_model) and ``trace`` (4, steps, facts) of each shard, in float32 on the CPU.
+        files: each gives ``z`` (facts, d_model) and ``trace`` (facts, 4, steps) of its facts, in float32 on the CPU.
+        places: the file and the row of each fact, (n, 2).
+        chunk: facts whose traces are read at once.
     """
 
-    shard: int
-    read: Sequence[Callable[[], dict[str, Tensor]]]
+    files: Sequence[Callable[[], dict[str, Tensor]]]
+    places: Tensor
+    chunk: int = 1024
 
     def of(self, facts: Sequence[int]) -> Tensor:
-        """z* (d_model, b) of b facts, by their indices in rising order."""
-        shards = groupby(facts, lambda i: i // self.shard)
-        return torch.cat([self.read[s]()["z"][[i % self.shard for i in own]] for s, own in shards]).T
+        """z* (d_model, b) of b facts, by their indices."""
+        return self._rows("z", torch.tensor(facts)).T
 
     def traces(self) -> Iterator[Trace]:
-        """The trace of each shard."""
-        return (Trace(*read()["trace"]) for read in self.read)
+        """The traces of all facts in their order, a chunk at a time."""
+        for facts in torch.arange(len(self.places)).split(self.chunk):
+            yield Trace(*self._rows("trace", facts).permute(1, 2, 0))
+
+    def _rows(self, name: str, facts: Tensor) -> Tensor:
+        """The rows of some facts, (b, ...); each file is read once."""
+        files, rows = self.places[facts].T
+        found: Tensor | None = None
+        for number in files.unique().tolist():
+            here = files == number
+            values = self.files[number]()[name][rows[here]]
+            if found is None:
+                found = values.new_empty(len(facts), *values.shape[1:])
+            found[here] = values
+        assert found is not None  # there is at least one fact
+        return found
 
 
 def end_of_text_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -135,7 +150,8 @@ def target_values(
 ) -> Targets:
     """z* of every fact.
 
-    With a ``cache``, each ``settings.shard`` facts are kept as soon as they are done.
+    With a ``cache``, each fact's z* is kept by itself, whatever facts it was computed with, and ``settings.shard``
+    facts are kept as soon as they are done.
     """
     cache = cache or Cache(None)
     key = {
@@ -148,14 +164,14 @@ def target_values(
     if cache.folder is not None:
         key |= {"model": model_hash(decoder.model), "tokenizer": tokenizer_hash(tokenizer)}
     decoder.model.eval()
-    read = []
+    items, places = TensorItems(cache, "targets", key), torch.empty(len(facts), 2, dtype=torch.long)
     batches = Batches(settings.batch_size, first=4, largest=256)  # measured once, for all shards
     with _frozen(decoder), tqdm(total=len(facts), desc="z*", leave=False, disable=None) as progress:
 
-        def compute(shard: Sequence[Fact]) -> dict[str, Tensor]:
-            asked = [_ask(decoder, tokenizer, fact, contexts) for fact in shard]
-            order = mine(sorted(range(len(shard)), key=lambda i: _lengths(asked[i])))
-            z, losses = torch.zeros(len(shard), decoder.d_model), torch.zeros(4, settings.steps, len(shard))
+        def compute(shard: Sequence[Fact], missing: Sequence[int]) -> dict[str, Tensor]:
+            asked = [_ask(decoder, tokenizer, shard[i], contexts) for i in missing]
+            order = mine(sorted(range(len(asked)), key=lambda i: _lengths(asked[i])))
+            z, losses = torch.zeros(len(asked), decoder.d_model), torch.zeros(4, settings.steps, len(asked))
             for batch, result in batches.run(
                 order,
                 [1] * len(order),
@@ -164,13 +180,14 @@ def target_values(
                 z[batch], losses[:, :, batch] = (tensor.cpu() for tensor in result)
                 progress.update(len(batch))
             add_up(z, losses)  # each process has filled in its own facts
-            return {"z": z, "trace": losses}
+            return {"z": z, "trace": losses.permute(2, 0, 1)}
 
         for first in range(0, len(facts), settings.shard):
             shard = facts[first : first + settings.shard]
-            own = key | {"facts": [(fact.template, fact.subject) for fact in shard]}
-            read.append(cache.kept("targets", own, partial(compute, shard)))
-    return Targets(settings.shard, read)
+            names = [f"{fact.template}\0{fact.subject}" for fact in shard]
+            found = items.get(names, partial(compute, shard))
+            places[first : first + len(shard)] = torch.tensor(found)
+    return Targets(items.files, places, settings.shard)
 
 
 def _ask(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.cache import Cache, model_hash, tokenizer_hash
 from law.base.checks import Checked, Count
+from law.base.item_cache import json_items
 from law.base.settings import SAME_RESULTS
 from law.decoders import greedy_decoding
 from law.decoders.greedy_decoding import Recall, greedy_answers
@@ -118,10 +120,12 @@ class Examination:
     def answers(self, prompts: Sequence[str]) -> Mapping[str, str]:
         """The greedy answers to these prompts and to all that were asked before, by prompt."""
         new = sorted(set(prompts) - self._answers.keys())
-        found = self._cached(
+        found = json_items(
+            self._cache,
             "answers",
-            {"version": greedy_decoding.VERSION, "prompts": new},
-            lambda: greedy_answers(self._model, self._tokenizer, new, self._settings.batch_size),
+            self._key | {"version": greedy_decoding.VERSION},
+            new,
+            lambda asked: greedy_answers(self._model, self._tokenizer, asked, self._settings.batch_size),
         )
         self._answers |= zip(new, found, strict=True)
         return self._answers
@@ -137,10 +141,15 @@ class Examination:
             for probe in probes
         ]
         questions = sorted(set(weighed), key=astuple)
-        log_probs = self._cached(
+        by_text = {json.dumps(astuple(question)): question for question in questions}
+        log_probs = json_items(
+            self._cache,
             "log_probs",
-            {"version": likelihood.VERSION, "questions": [astuple(question) for question in questions]},
-            lambda: object_log_probs(self._model, self._tokenizer, questions, self._settings.batch_size),
+            self._key | {"version": likelihood.VERSION},
+            [*by_text],
+            lambda texts: object_log_probs(
+                self._model, self._tokenizer, [by_text[text] for text in texts], self._settings.batch_size
+            ),
         )
         replies = Replies(answers, dict(zip(questions, log_probs, strict=True)), self._settings.recall)
         return Scores(replies, self._texts(washed), self._perplexity(), self._reasoning())
