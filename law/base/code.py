@@ -1,4 +1,4 @@
-"""What Python code does, as a hash: comments, docstrings and layout do not count."""
+"""What Python code does, as a hash: comments, docstrings, layout and the words of errors do not count."""
 
 from __future__ import annotations
 
@@ -20,6 +20,8 @@ def code_hash(root: Path, files: Iterable[Path]) -> str:
 
 def _shape(node: Any) -> Any:
     """A syntax tree as nested lists. Empty fields are left out, since versions of Python differ in them."""
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        return ["Raise", _shape(node.exc.func)]  # no number is made of the words of an error
     if isinstance(node, ast.AST):
         named = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
         return [type(node).__name__, *((name, _shape(value)) for name, value in named)]
