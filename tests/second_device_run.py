@@ -53,7 +53,7 @@ from law.runs.identity import Identity
 from law.runs.locating import LocateSettings, trial_washes
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
-from law.tuning.loop import Lora
+from law.tuning.adapters import Lora
 from law.tuning.retain_text import Retain
 
 MODEL, FACTS, TEXT, FOLDER = map(Path, sys.argv[1:])

@@ -29,7 +29,7 @@ from law.methods.protocol import Method
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
-from law.tuning.loop import Lora
+from law.tuning.adapters import Lora
 from law.tuning.retain_text import Retain
 
 # architecture: list of blocks, down-projection, query and value projections

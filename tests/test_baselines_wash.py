@@ -26,7 +26,7 @@ from law.methods.npo import NPO
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
-from law.tuning.loop import Lora
+from law.tuning.adapters import Lora
 from law.tuning.retain_text import Retain
 
 Method = FineTuning | GradientAscent | SeUL | WOH | GradDiff | NPO | RMU

@@ -286,7 +286,11 @@ def test_code_is_what_it_does(tmp_path: Path) -> None:
         assert of(f"def f(a: int) -> int:\n    {other}\n\n\nX = 3\n") != plain
     told = of('if f(1):\n    raise ValueError(f"no {X}")')
     assert of('if f(1):\n    raise ValueError(f"not {X}", X)') == told
-    assert of('if f(2):\n    raise ValueError(f"no {X}")') != told != of('if f(1):\n    raise KeyError(f"no {X}")')
+    assert (
+        of('if f(2):\n    raise ValueError(f"no {X}")')
+        != told
+        != of('if f(1):\n    raise KeyError(f"no {X}")')
+    )
     of("def f(a: int) -> int:\n    return a + 1\n\n\nX = 3\n")
     path.rename(tmp_path / "package" / "renamed.py")
     assert code_hash(tmp_path, [tmp_path / "package" / "renamed.py"]) != plain

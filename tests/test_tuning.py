@@ -20,7 +20,8 @@ from law.base.errors import LawError
 from law.decoders.structure import Decoder
 from law.methods import grad_diff, npo, rmu
 from law.runs.configuration import build
-from law.tuning.loop import Lora, Term, Tuning, _trainable, accumulate, adapters_off, tune
+from law.tuning.adapters import Lora, adapters_off
+from law.tuning.loop import Term, Tuning, _trainable, accumulate, tune
 from law.tuning.training_rows import IGNORED, Row, cross_entropy, pad, token_logits, tokens
 
 # --- the loop -----------------------------------------------------------------------------------

@@ -37,6 +37,8 @@ from law.base.checks import Accepted, Checked, Count, Natural, Positive
 from law.base.errors import LawError
 from law.base.report import Report
 from law.decoders.greedy_decoding import Recall, recalled_facts
+from law.decoders.restoring import undone_on_failure
+from law.decoders.structure import Decoder
 from law.editing.keys import key_sums
 from law.editing.least_squares import System, add_update, check_finite, norm
 from law.facts.fact import Fact
@@ -149,15 +151,19 @@ class LAW(Checked):
         report: Report = lambda _: None,
     ) -> None:
         """Add Δ to the down-projection of the layers in R, until no fact is recalled."""
-        problem = prepare(self.initial, model, tokenizer, facts, report)
-        starts = self._initialise(problem, report)
+        self.check(model)
+        decoder = Decoder(model)
+        with undone_on_failure(model, [decoder.weight(layer) for layer in self.initial.layers]):
+            problem = prepare(self.initial, model, tokenizer, facts, report)
+            self._wash_layers(problem, self._initialise(problem, report), report)
 
+    def _wash_layers(self, problem: Problem, starts: dict[int, Tensor], report: Report) -> None:
+        """Ascend from each layer's start (d_ff, d_model), and add what is found to the layer's weights."""
+        decoder, tokenizer, facts = problem.decoder, problem.tokenizer, problem.facts
         dtype = torch.float32 if self.single_precision else torch.float64
         left = facts
         for layer in self.initial.layers:
-            G = key_sums(
-                problem.decoder, tokenizer, left, problem.contexts, layer, self.initial.batch_size
-            ).gram
+            G = key_sums(decoder, tokenizer, left, problem.contexts, layer, self.initial.batch_size).gram
             C = problem.moments[layer].to(dtype)
             start = starts[layer].to(dtype)
             if self.start is Start.random:
@@ -167,10 +173,11 @@ class LAW(Checked):
             every = max(1, self.iterations // 50)
             for objective in ascent.trace[::every].tolist():
                 report({f"ascent/layer_{layer}": objective})
-            weight = problem.decoder.weight(layer)
-            relative_norm = add_update(weight, check_finite(ascent.delta))
+            relative_norm = add_update(decoder.weight(layer), check_finite(ascent.delta))
             # the original facts are asked again, since a later layer can bring one back
-            still = recalled_facts(model, tokenizer, facts, self.initial.batch_size, self.recall)
+            still = recalled_facts(
+                decoder.model, tokenizer, facts, self.initial.batch_size, self.recall
+            )
             gained = {
                 "objective_before": ascent.objective_before,
                 "objective": ascent.objective,

@@ -27,6 +27,7 @@ from law.base.cache import Cache
 from law.base.checks import Checked, Count, Layers, Positive, Seed
 from law.base.report import Report
 from law.base.settings import SAME_RESULTS
+from law.decoders.restoring import undone_on_failure
 from law.decoders.structure import Decoder
 from law.editing.contexts import generate_contexts
 from law.editing.keys import key_sums, subject_keys, subject_outputs
@@ -77,9 +78,12 @@ class MEMIT(Checked):
         report: Report = lambda _: None,
     ) -> None:
         """Add Δ to the down-projection of every layer in R."""
-        problem = prepare(self, model, tokenizer, facts, report)
-        for update in edit_layers(self, problem, lambda system, _: (self.lam, system.solve(self.lam))):
-            report({"layer": update.layer, "lambda": update.lam, "relative_norm": update.relative_norm})
+        self.check(model)
+        decoder = Decoder(model)
+        with undone_on_failure(model, [decoder.weight(layer) for layer in self.layers]):
+            problem = prepare(self, model, tokenizer, facts, report)
+            for update in edit_layers(self, problem, lambda system, _: (self.lam, system.solve(self.lam))):
+                report({"layer": update.layer, "lambda": update.lam, "relative_norm": update.relative_norm})
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,6 @@ def prepare(
     report: Report,
 ) -> Problem:
     """Compute, on the unedited model, all that does not depend on an update."""
-    settings.check(model)
     decoder = Decoder(model)
     contexts = settings.contexts
     if contexts is None:

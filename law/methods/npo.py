@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.checks import Positive
 from law.base.report import Report
+from law.decoders.restoring import evaluating
 from law.facts.fact import Fact
 from law.tuning.loop import Term, Tuning, tune
 from law.tuning.retain_text import Retain
@@ -61,7 +62,8 @@ class NPO(Tuning):
         self.check(model)
         rows = fact_rows(tokenizer, facts, object_only=True)
         # one number a fact is all that is needed of the unwashed model, so no copy of it is kept
-        reference = self._reference(model, rows)
+        with evaluating(model):
+            reference = self._reference(model, rows)
 
         def forget(batch: Batch) -> Tensor:
             log_p = span_log_p(token_logits(model, batch), batch.labels)
@@ -81,8 +83,7 @@ class NPO(Tuning):
 
     @torch.no_grad()
     def _reference(self, model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
-        """log π₀ of every row's span, (n), without dropout."""
-        model.eval()
+        """log π₀ of every row's span, (n)."""
         found: list[Tensor] = []
         for start in range(0, len(rows), self.batch_size):
             part = rows[start : start + self.batch_size]

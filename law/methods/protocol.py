@@ -12,7 +12,13 @@ from law.facts.fact import Fact
 
 
 class Method(Protocol):
-    """A way of washing: it changes ``model`` in place so that ``facts`` are no longer recalled."""
+    """A way of washing: it changes ``model`` in place so that ``facts`` are no longer recalled.
+
+    After a wash the model is in evaluation mode. When a wash fails, it leaves no adapter and no gradient, and
+    whether weights are trainable and modules in training mode is as before. So are the weights, but for the
+    methods that tune every weight without adapters: there, a copy of all weights may not fit into memory. Their
+    errors carry a note that the weights are partly tuned, and that the model must be loaded again.
+    """
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse settings that do not fit the model, before time is spent on them."""

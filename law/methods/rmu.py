@@ -96,7 +96,7 @@ class RMU(Tuning):
                 units=tokens,
             ),
         ]
-        tune(model, terms, self, report, parameters=weights)
+        tune(model, terms, self, report, parameters=weights, copies=original)
 
 
 def loss(hidden: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:

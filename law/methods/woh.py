@@ -23,7 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from law.base.checks import Count, NonNegative, Positive
 from law.base.report import Report
 from law.facts.fact import Fact
-from law.tuning.loop import Term, Tuning, adapters_off, tune
+from law.tuning.adapters import adapters_off
+from law.tuning.loop import Term, Tuning, tune
 from law.tuning.training_rows import Batch, cross_entropy, fact_rows, token_logits, tokens
 
 
@@ -62,7 +63,7 @@ class WOH(Tuning):
             lambda batch: cross_entropy(token_logits(reinforced, batch), batch.labels),
         )
         stronger = replace(self, learning_rate=self.reinforce_learning_rate, epochs=self.reinforce_epochs)
-        tune(reinforced, [reinforcing], stronger, report)
+        tune(reinforced, [reinforcing], stronger, report, copies=[*model.parameters()])
         # adapters can be turned off, so that the tuned model is its own original: a copy less in memory
         original = copy.deepcopy(model) if not self.lora.rank else model
 
@@ -71,7 +72,8 @@ class WOH(Tuning):
                 v_0, v_plus = token_logits(original, batch), token_logits(reinforced, batch)
             return loss(token_logits(model, batch), target(v_0, v_plus, self.alpha), batch.mask)
 
-        tune(model, [Term("loss", rows, self.batch_size, regression, units=tokens)], self, report)
+        term = Term("loss", rows, self.batch_size, regression, units=tokens)
+        tune(model, [term], self, report, copies=None if self.lora.rank else [*original.parameters()])
 
 
 def target(v_0: Tensor, v_plus: Tensor, alpha: float) -> Tensor:

@@ -16,38 +16,27 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
-from law.base.checks import Accepted, Checked, Count, Natural, NonNegative, Positive, Seed
+from law.base.checks import Checked, Count, NonNegative, Positive, Seed
 from law.base.errors import LawError
 from law.base.report import Report
+from law.decoders.restoring import undone_on_failure
 from law.decoders.structure import Decoder
+from law.tuning.adapters import Lora, adapters, may_be_partly_tuned
 from law.tuning.training_rows import Batch, Row, pad, predicted
 
 log = logging.getLogger(__name__)
 
-Dropout = Annotated[float, Accepted("a number of at least 0 and below 1", lambda x: 0 <= x < 1)]
-
-
-@dataclass
-class Lora(Checked):
-    """Low-rank adapters on the query and value projections, merged into the weights at the end.
-
-    Args:
-        rank: r, the width of an adapter (8 in the paper); 0 takes none, and tunes the weights.
-        alpha: its scale is alpha / rank.
-        dropout: of an adapter's input while it is tuned.
-    """
-
-    rank: Natural = 0
-    alpha: Count = 32
-    dropout: Dropout = 0.1
+ROOM = (
+    "expected room for the weights, their gradients, AdamW's two moments and the activations of one row. Set "
+    "method.lora.rank=8, method.autocast=bfloat16 or model.dtype=bfloat16, or take a larger device."
+)
 
 
 @dataclass
@@ -120,6 +109,7 @@ def tune(
     settings: Tuning,
     report: Report,
     parameters: Sequence[Tensor] | None = None,
+    copies: Sequence[Tensor] | None = None,
 ) -> None:
     """Descend the terms' weighted sum, in place: ``parameters`` only, or adapters, or every weight.
 
@@ -127,8 +117,18 @@ def tune(
     The model is in training mode meanwhile, dropout included, as in the authors' fine-tuning; the
     draws of dropout hang on the seed (and, where memory runs out, on the halved forward pass).
 
+    Args:
+        model: the model that is tuned.
+        terms: the objective.
+        settings: of the optimisation.
+        report: is told the mean loss of each term after each epoch.
+        parameters: the weights to tune; ``None``: all, or adapters if the settings say so.
+        copies: the values of ``parameters`` (of every weight if they are ``None``) before; a failure gives them back.
+            ``None``: a failure between two steps leaves the weights partly tuned, and the error says so in a note.
+            Adapters need no copies.
+
     Raises:
-        LawError: not even a single row fits in the device's memory.
+        LawError: not even a single row fits in the device's memory, or AdamW's moments do not.
     """
     torch.manual_seed(settings.seed)
     first, *others = terms
@@ -136,7 +136,12 @@ def tune(
     drawn = [_endless(term, random.Random(f"{term.name} {settings.seed}")) for term in others]
     micro = settings.micro_batch or max(term.batch_size for term in terms)
     starts = range(0, len(first.rows), first.batch_size)
-    with _trainable(model, settings.lora, parameters) as chosen:
+    restored = [] if copies is None else [*(parameters or model.parameters())]
+    with (
+        undone_on_failure(model, restored, copies or []),
+        _trainable(model, settings.lora, parameters) as chosen,
+        nullcontext() if copies is not None or settings.lora.rank else may_be_partly_tuned(),
+    ):
         optimizer = torch.optim.AdamW(chosen, lr=settings.learning_rate, weight_decay=settings.weight_decay)
         model.train()
         for epoch in range(settings.epochs):
@@ -153,17 +158,18 @@ def tune(
                     except torch.OutOfMemoryError as error:
                         if micro == 1:
                             raise LawError(
-                                "The device's memory does not hold the gradient of a single row; expected room for "
-                                "the weights, their gradients, AdamW's two moments and one row's activations. Set "
-                                "method.lora.rank=8, method.autocast=bfloat16, or take a larger device."
+                                f"The device's memory does not hold the gradient of a single row; {ROOM}"
                             ) from error
                         micro = (micro + 1) // 2
                         log.warning("out of memory; at most %d rows a forward pass from here on", micro)
-                optimizer.step()
+                try:
+                    optimizer.step()
+                except torch.OutOfMemoryError as error:
+                    # it may have changed some weights already, and so can't be taken again
+                    raise LawError(f"The device's memory does not hold a step of AdamW; {ROOM}") from error
                 sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
             means = {term.name: total / len(starts) for term, total in zip(terms, sums, strict=True)}
             report({"epoch": epoch, **means})
-    model.zero_grad()  # gradients would hold as much memory as the weights
     model.eval()
 
 
@@ -214,44 +220,19 @@ def _endless(term: Term, rng: random.Random) -> Iterator[list[int]]:
 def _trainable(
     model: PreTrainedModel, lora: Lora, parameters: Sequence[Tensor] | None
 ) -> Iterator[list[Tensor]]:
-    """What is tuned inside; afterwards adapters are merged and every weight is trainable as before."""
-    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if lora.rank:
-        from peft import LoraConfig, get_peft_model  # it takes seconds to import
-
-        names = Decoder(model).attention_inputs()
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules=names,
-            fan_in_fan_out=isinstance(model.get_submodule(names[0]), Conv1D),
-        )
-        adapted = get_peft_model(model, config)
-        yield [parameter for parameter in model.parameters() if parameter.requires_grad]
-        adapted.merge_and_unload()
-    else:
-        chosen = list(parameters or before)
-        model.requires_grad_(False)
-        for parameter in chosen:
-            parameter.requires_grad_(True)
-        yield chosen
-    for parameter in before:
-        parameter.requires_grad_(True)
-
-
-@contextmanager
-def adapters_off(model: PreTrainedModel) -> Iterator[None]:
-    """The model as it was before its adapters, without dropout, while they are being tuned."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    model.eval()
-    for layer in layers:
-        layer.enable_adapters(False)
+    """What is tuned inside; afterwards gradients are gone, and the same weights are trainable as before."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    chosen = parameters or [parameter for parameter, trainable in before if trainable]
     try:
-        yield
+        if lora.rank:
+            with adapters(model, lora) as added:
+                yield added
+        else:
+            model.requires_grad_(False)
+            for parameter in chosen:
+                parameter.requires_grad_(True)
+            yield [*chosen]
     finally:
-        for layer in layers:
-            layer.enable_adapters(True)
-        model.train()
+        for parameter, trainable in before:
+            parameter.requires_grad_(trainable)
+        model.zero_grad()  # gradients would hold as much memory as the weights
