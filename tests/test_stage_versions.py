@@ -35,10 +35,10 @@ STAGES = {
     "editing/second_moments": ("decoders/structure", "facts/general_text", "facts/record_files"),
     "editing/target_values": (
         *("editing/target_rows", "editing/keys"),
-        *("decoders/structure", "decoders/prompts", "decoders/kv_cache"),
+        *("decoders/structure", "decoders/prompts", "decoders/kv_cache", "facts/fact"),
     ),
     "decoders/greedy_decoding": ("decoders/prompts",),
-    "evaluation/likelihood": ("decoders/prompts",),
+    "evaluation/likelihood": ("decoders/prompts", "facts/fact"),
     "evaluation/fluency": ("decoders/prompts", "facts/record_files"),
     "evaluation/reasoning": ("evaluation/reasoning_tasks", "evaluation/local_rows", "evaluation/tasks/rows"),
 }
@@ -132,7 +132,7 @@ def test_another_version_is_another_key(
     if module is None:
         monkeypatch.setattr(caches, "version", lambda _: "9.9")
     else:
-        monkeypatch.setattr(module, "VERSION", 2)
+        monkeypatch.setattr(module, "VERSION", 99)
     assert {name.rpartition("-")[0] for name in run(text) - first} == names
 
 

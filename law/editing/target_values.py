@@ -40,7 +40,7 @@ from law.editing.keys import place
 from law.editing.target_rows import Batch
 from law.facts.fact import Fact
 
-VERSION = 1
+VERSION = 2
 """Of the code that computes z*, part of its key in the cache: raise it with every change to the numbers."""
 
 KL_TEMPLATE = "{} is a"

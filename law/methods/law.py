@@ -175,9 +175,7 @@ class LAW(Checked):
                 report({f"ascent/layer_{layer}": objective})
             relative_norm = add_update(decoder.weight(layer), check_finite(ascent.delta))
             # the original facts are asked again, since a later layer can bring one back
-            still = recalled_facts(
-                decoder.model, tokenizer, facts, self.initial.batch_size, self.recall
-            )
+            still = recalled_facts(decoder.model, tokenizer, facts, self.initial.batch_size, self.recall)
             gained = {
                 "objective_before": ascent.objective_before,
                 "objective": ascent.objective,
