@@ -58,14 +58,15 @@ def to_markdown(short: Sequence[Table], full: Sequence[Table], remarks: Sequence
     for brief, whole in zip(short, full, strict=True):
         if len(short) > 1:
             blocks.append(f"### {brief.title}")
-        blocks += [_pipes(brief), _markdown(f"{brief.legend} {brief.note}".strip())]
-        blocks += ["All columns:", _pipes(whole), _markdown(whole.legend)]
+        blocks += [pipes(brief), _markdown(f"{brief.legend} {brief.note}".strip())]
+        blocks += ["All columns:", pipes(whole), _markdown(whole.legend)]
     if remarks:
         blocks.append("\n".join(f"- {_markdown(remark)}" for remark in remarks))
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _pipes(table: Table) -> str:
+def pipes(table: Table) -> str:
+    """One table in Markdown, without its title, legend and note."""
     columns = []
     for number, (heading, *cells) in enumerate(zip(*_rows(table, _markdown, "**{}**"), strict=True)):
         width = max(map(len, (heading, *cells)))
