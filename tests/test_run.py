@@ -329,6 +329,60 @@ class Listener(NoTracker):
         self.heard.append(values)
 
 
+@dataclass
+class Failing(Talker):
+    """Reports once, and fails if it is told to."""
+
+    fails: bool
+
+    def wash(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        report: Report,
+    ) -> None:
+        report({"said": "something"})
+        if self.fails:
+            raise RuntimeError("the power is gone")
+
+
+def test_a_failed_rerun_leaves_no_earlier_result_beside_its_manifest(
+    tmp_path: Path, trained_lab: TrainedLab
+) -> None:
+    folder = tmp_path / "run"
+
+    def run(fails: bool) -> set[str]:
+        job = Job(
+            model=ModelSettings(str(trained_lab.model_path), device="cpu"),
+            source=CounterFact(str(trained_lab.facts_path), wash=4, keep=4),
+            method=Failing(fails),
+            evaluation=EvaluationSettings(fluency=FluencySettings(prompts=1, tokens=4)),
+            tracker=NoTracker(),
+            save=Save.nothing if fails else Save.delta,
+            folder=folder,
+            identity=Identity("test", {}, {}, 0),
+        )
+        if fails:
+            with pytest.raises(RuntimeError):
+                wash_and_score(job)
+        else:
+            wash_and_score(job)
+        return {path.name for path in folder.iterdir()}
+
+    left = {"manifest.json", "method.jsonl", "unknown_facts.jsonl"}
+    whole = left | {"metrics.json", "predictions.jsonl", "generations.jsonl", "washed"}
+    assert run(fails=False) == whole
+    (folder / "predictions.jsonl.1.partial").write_text("{")
+    for _ in range(2):  # a second failure does not take the finished results away
+        assert run(fails=True) == left | {"earlier"}
+        assert json.loads((folder / "manifest.json").read_text())["status"] == "failed"
+        assert (folder / "method.jsonl").read_text() == '{"said": "something"}\n'
+        assert {path.name for path in (folder / "earlier").iterdir()} == whole
+        assert json.loads((folder / "earlier" / "manifest.json").read_text())["status"] == "finished"
+    assert run(fails=False) == whole | {"earlier"}
+
+
 def test_reports_may_be_words_and_need_not_be_finite(tmp_path: Path, trained_lab: TrainedLab) -> None:
     listener = Listener()
     job = Job(

@@ -4,6 +4,8 @@ import copy
 import hashlib
 import json
 import logging
+import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from law.base.cache import Cache, content_hash, model_hash
-from law.base.files import file_hash, save_tensors, write_json
+from law.base.files import file_hash, replacing, save_tensors, write_json, write_json_lines
 from law.base.item_cache import TensorItems, json_items
 from law.decoders.saving import Save, save_washed, snapshot
 
@@ -201,6 +203,74 @@ def test_a_reader_sees_the_old_file_or_the_new(tmp_path: Path) -> None:
         write_json(path, ["newer", object()])
     assert json.loads(path.read_text()) == ["new"]
     assert files(tmp_path) == ["a.json"]
+
+
+@pytest.mark.parametrize("old", [None, "file", "folder"])
+def test_nothing_takes_the_place_of_a_path_before_it_is_whole(tmp_path: Path, old: str | None) -> None:
+    path = tmp_path / "washed"
+    if old == "file":
+        path.write_text("old")
+    elif old == "folder":
+        path.mkdir()
+        (path / "old").write_text("old")
+    before = files(tmp_path)
+
+    def write(fail: bool) -> None:
+        with replacing(path) as partial:
+            partial.mkdir()
+            (partial / "config.json").write_text("new")
+            assert path.exists() is (old is not None)
+            if fail:
+                raise OSError("the disk is full")
+            (partial / "weights").write_text("new")
+
+    with pytest.raises(OSError):
+        write(fail=True)
+    assert files(tmp_path) == before
+    assert old != "folder" or files(path) == ["old"]
+    if old != "file":  # a checkpoint's folder never stands where a file did
+        write(fail=False)
+        assert files(tmp_path) == ["washed"] and files(path) == ["config.json", "weights"]
+
+
+def test_two_machines_write_one_path_under_different_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On one disk they may well have the same number of their process."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    path = tmp_path / "a.json"
+    with replacing(path) as one, replacing(path) as other:
+        assert one != other
+        one.write_text("one")
+        other.write_text("other")
+    assert path.read_text() == "one" and files(tmp_path) == ["a.json"]
+
+
+def test_a_cache_removes_what_a_killed_run_left_half_written(tmp_path: Path) -> None:
+    """But not what another run may be writing just now."""
+    (tmp_path / "targets-1.items").mkdir()
+    kept = [tmp_path / "moments-1.safetensors", tmp_path / "moments-1.b.partial"]
+    left = [tmp_path / "moments-1.a.partial", tmp_path / "targets-1.items" / "1.safetensors.a.partial"]
+    for path in (*kept, *left):
+        path.write_text("{")
+    for path in left:
+        os.utime(path, (time.time() - 7200,) * 2)
+    Cache(tmp_path)
+    assert all(path.exists() for path in kept) and not any(path.exists() for path in left)
+
+
+def test_rows_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.jsonl"
+    write_json_lines(path, [{"a": "é"}])
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield {"a": 1}
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        write_json_lines(path, rows())
+    assert path.read_text(encoding="utf-8") == '{"a": "é"}\n'
+    assert files(tmp_path) == ["predictions.jsonl"]
 
 
 def test_content_hash() -> None:
