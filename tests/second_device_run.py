@@ -190,7 +190,7 @@ def architecture(name: str, device: str) -> dict[str, Tensor]:
         hidden = decoder.hidden_states(ids, mask, 1, after)
         found["logits after"] = decoder.logits_from(hidden, ids, mask, 1, (rows[:1], ends[1:] - 5), after)
     model(input_ids=ids, labels=ids).loss.backward()
-    found["gradient"] = decoder.down_projections[1].weight.grad
+    found["gradient"] = decoder.down_projection(1).weight.grad
     assert {tensor.device.type for tensor in found.values()} == {device}
     return {key: tensor.detach().cpu() for key, tensor in found.items()}
 

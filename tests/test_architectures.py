@@ -81,7 +81,7 @@ def test_the_parts_are_found_and_weights_seen_as_inputs_by_outputs(name: str) ->
     assert decoder.attention_inputs() == [f"{blocks}.{i}.{n}" for i in range(3) for n in inputs]
     for layer in range(3):
         module = down_projection(model, name, layer)
-        assert decoder.down_projections[layer] is module
+        assert decoder.down_projection(layer) is module
         W = decoder.weight(layer)
         assert W.shape == (48, 32)
         run = partial(model, input_ids=IDS[:1])

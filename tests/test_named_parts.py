@@ -15,7 +15,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from law.base.cache import Cache
 from law.base.errors import LawError
-from law.decoders.structure import Decoder, Parts, name_parts
+from law.decoders.parts import Parts, name_parts
+from law.decoders.structure import Decoder
 from law.editing.second_moments import MomentSettings, second_moments
 from law.editing.target_values import TargetSettings
 from law.facts.fact import Fact
@@ -87,7 +88,7 @@ TOY_PARTS = Parts(blocks="tower.stages", down_projection="shrink", attention_inp
 
 def test_an_unknown_decoder_is_told_what_to_write() -> None:
     with pytest.raises(LawError) as raised:
-        Decoder(toy())
+        Decoder(toy()).check_layers([0])
     message = str(raised.value)
     assert "Stage has 2 projections onto 32 dimensions outside its attention (gather, shrink)" in message
     assert "model.parts.blocks=tower.stages model.parts.down_projection=shrink" in message
@@ -108,7 +109,7 @@ def test_an_unknown_decoder_works_once_its_parts_are_named(tmp_path: Path) -> No
     model = toy(len(tokenizer))
     name_parts(model, TOY_PARTS)
     decoder = Decoder(model)
-    assert decoder.down_projections == [stage.shrink for stage in model.tower.stages]
+    assert [decoder.down_projection(i) for i in range(3)] == [stage.shrink for stage in model.tower.stages]
     assert decoder.attention_inputs() == [f"tower.stages.{i}.query" for i in range(3)]
     hidden = decoder.hidden_states(IDS, MASK, 1)
     torch.testing.assert_close(decoder.logits_from(hidden, IDS, MASK, 1, AT), model(IDS).logits[AT])
@@ -168,14 +169,16 @@ def test_wrong_names_are_refused_with_the_right_ones(parts: Parts, message: str)
     model = toy()
     name_parts(model, parts)
     with pytest.raises(LawError, match=message):
-        Decoder(model).attention_inputs()
+        decoder = Decoder(model)
+        decoder.check_layers([0])
+        decoder.attention_inputs()
 
 
 def test_a_model_without_blocks_or_head_is_refused() -> None:
     model = toy()
     model.config.num_hidden_layers = 7
     with pytest.raises(
-        LawError, match=r"ToyLM has no list of 7 blocks .* tower\.stages\. .*model\.parts\.blocks="
+        LawError, match=r"ToyLM has 0 lists of 7 blocks .* tower\.stages\. .*model\.parts\.blocks="
     ):
         Decoder(model)
     backbone = random_model("llama").model

@@ -300,19 +300,15 @@ def test_truncated_weights_are_told(tmp_path: Path, inputs: list[str], trained_l
     assert done.message.startswith(f"error: The model '{folder}' could not be loaded")
 
 
-@dataclass
-class Talker:
+class Talker(Unwashed):
     """A method that changes nothing and reports more than numbers, some of which JSON has no words for."""
-
-    def check(self, model: PreTrainedModel) -> None:
-        pass
 
     def wash(
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
-        report: Report,
+        report: Report = lambda _: None,
     ) -> None:
         report({"contexts": ["The. {}"], "loss": [1.0, math.nan], "step": 1})
         report({"lambda": math.inf, "why": {"because": "λ"}})
@@ -436,6 +432,17 @@ def test_a_run_takes_one_rule_of_recall_and_tells_it(tmp_path: Path, trained_lab
         found[rule] = metrics["facts/known"], first["known_before"]
     known, _ = found[Recall.substring]
     assert found == {Recall.substring: (known, True), Recall.whole_word: (known - 1, False)}
+
+
+def test_a_wash_that_changes_no_weight_is_an_error(tmp_path: Path, inputs: list[str]) -> None:
+    """A step of 1e-13 is rounded away in bfloat16, which has eight bits."""
+    method = ["method=gradient_ascent", "method.learning_rate=1e-13", "model.dtype=bfloat16"]
+    done = wash(tmp_path, "tracker=none", "save=model", *inputs, "evaluation.reasoning.tasks=[]", *method)
+    assert (done.code, "GradientAscent changed no weight of the model" in done.message) == (1, True)
+    (run,) = runs_of(tmp_path / "outputs" / "wash")
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["status"] == "failed" and "set model.dtype=float32" in manifest["error"]
+    assert not (run / "metrics.json").exists() and not (run / "washed").exists()
 
 
 def test_a_metric_that_is_not_finite_is_left_out(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -12,12 +13,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import TEXTS, gpt2_style, llama2_style, random_model
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from small import ARCHITECTURES, TEXTS, gpt2_style, llama2_style, random_model
+from test_architectures import METHODS
+from test_mixtures import MIXTURES, mixture
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from law.base.errors import LawError
 from law.decoders.greedy_decoding import greedy_answers, recalls
 from law.decoders.prompts import pad_right
-from law.decoders.saving import Save, save_washed
+from law.decoders.saving import Save, check_checkpoint, check_delta, save_washed, snapshot, tensors_of
 from law.editing.second_moments import MomentSettings
 from law.evaluation.estimates import Estimate
 from law.evaluation.reasoning import score_reasoning
@@ -109,3 +115,133 @@ def test_the_harness_command_line_scores_the_same(washed: Washed, tmp_path: Path
     assert found["acc,none"] == in_the_run.value
     assert found["acc_stderr,none"] == pytest.approx(in_the_run.stderr)
     assert 0.5 < found["acc,none"] < 1  # better than a guess, and not a score that any model would get
+
+
+# --- what was saved is what was scored ------------------------------------------------------------
+
+
+def plain(folder: Path, model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """The saved checkpoint's weights, as transformers alone loads it."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype).state_dict()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_saved_as_it_washed(method: str, tmp_path: Path) -> None:
+    """GPT-2's head is tied to its embeddings: washing the weights of one changes both, saved or not."""
+    (tmp_path / "general.txt").write_text("\n".join(dict.fromkeys(TEXTS)), encoding="utf-8")
+    tokenizer = gpt2_style()
+    model = random_model("gpt2", len(tokenizer))
+    unwashed, before = snapshot(model), copy.deepcopy(model)
+    METHODS[method][0](tmp_path / "general.txt").wash(model, tokenizer, FACTS)
+    for what in (Save.delta, Save.model):
+        save_washed(model, tokenizer, unwashed, tmp_path / what.value, what)
+    before.load_state_dict(load_file(tmp_path / "delta" / "delta.safetensors"), strict=False)
+    saved = plain(tmp_path / "model", model)
+    assert any(not torch.equal(tensor, unwashed[name]) for name, tensor in tensors_of(model).items())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(before.state_dict()[name], tensor)
+        assert torch.equal(saved[name], tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", [*ARCHITECTURES, *MIXTURES])
+def test_every_architecture_is_saved_as_it_is(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Mixtures, too, which transformers stores expert by expert: fine-tuning may wash them."""
+    (mixture(name) if name in MIXTURES else random_model(name)).save_pretrained(tmp_path / "start")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "start", dtype=dtype)
+    save_washed(model, gpt2_style(), {}, tmp_path / "washed", Save.model)
+    saved = plain(tmp_path / "washed", model)
+    assert all(torch.equal(saved[key], tensor) for key, tensor in model.state_dict().items())
+
+
+def altered(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def one_off(folder: Path) -> None:
+    altered(folder, lambda tensors: tensors["transformer.h.1.mlp.c_proj.bias"][3:4].add_(1e-6))
+
+
+def one_less(folder: Path) -> None:
+    altered(folder, lambda tensors: tensors.pop("transformer.h.2.ln_1.weight"))
+
+
+def one_more(folder: Path) -> None:
+    altered(folder, lambda tensors: tensors.update(another=torch.ones(1)))
+
+
+def other_type(folder: Path) -> None:
+    name = "transformer.wpe.weight"
+    altered(folder, lambda tensors: tensors.update({name: tensors[name].to(torch.bfloat16)}))
+
+
+def setting(key: str, value: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {key: value}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (one_off, r"transformer\.h\.1\.mlp\.c_proj\.bias is .* with other values"),
+        (one_less, r"missing_keys: \['transformer\.h\.2\.ln_1\.weight'\]"),
+        (one_more, r"unexpected_keys: \['another'\]"),
+        (other_type, r"transformer\.wpe\.weight is torch\.bfloat16 .* there and torch\.float32"),
+        (setting("tie_word_embeddings", False), r"missing_keys: \['lm_head\.weight'\]"),
+        (setting("layer_norm_epsilon", 0.1), r"layer_norm_epsilon in config\.json is 0\.1, not 1e-05"),
+        (setting("n_layer", 2), r"unexpected_keys: \['transformer\.h\.2\."),
+    ],
+)
+def test_a_checkpoint_that_is_not_the_model_in_memory_is_refused(
+    damage: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    model = random_model("gpt2")
+    save_washed(model, gpt2_style(), {}, tmp_path, Save.model)
+    check_checkpoint(model, tmp_path)
+    damage(tmp_path)
+    with pytest.raises(LawError, match=f"is not the washed model that was scored: .*{message}"):
+        check_checkpoint(model, tmp_path)
+
+
+def test_a_checkpoint_in_several_files_is_compared_with_all_of_them(tmp_path: Path) -> None:
+    model = random_model("llama")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    files = sorted(tmp_path.glob("model-*.safetensors"))
+    assert len(files) > 2
+    check_checkpoint(model, tmp_path)
+    tensors = load_file(files[-1])
+    name = next(iter(tensors))
+    save_file(tensors | {name: tensors[name] + 1}, files[-1], {"format": "pt"})
+    with pytest.raises(LawError, match=f"{name} is torch.float32"):
+        check_checkpoint(model, tmp_path)
+
+
+def test_a_delta_that_does_not_give_the_washed_model_is_refused(tmp_path: Path) -> None:
+    model = random_model("gpt2")
+    unwashed = snapshot(model)
+    weight = model.transformer.h[0].mlp.c_proj.weight
+    weight.data[0, 0] += 1
+    save_washed(model, gpt2_style(), unwashed, tmp_path, Save.delta)
+    delta = load_file(tmp_path / "delta.safetensors")
+    name = "transformer.h.0.mlp.c_proj.weight"
+    assert delta.keys() == {name}
+    for wrong in ({name: delta[name] + 1}, {"transformer.h.0.mlp.c_fc.bias": torch.zeros(48)}):
+        save_file(wrong, tmp_path / "delta.safetensors")
+        with pytest.raises(
+            LawError, match=r"is not the washed model .*: transformer\.h\.0\.mlp"
+        ):
+            check_delta(model, unwashed, tmp_path / "delta.safetensors")
+
+
+def test_an_adapter_written_in_place_of_the_weights_is_refused(tmp_path: Path) -> None:
+    """What ``save_pretrained`` does with a model that transformers has attached an adapter to."""
+    model = random_model("llama")
+    model.add_adapter(LoraConfig(r=2, target_modules=["down_proj"]))
+    with pytest.raises((LawError, OSError)):
+        save_washed(model, gpt2_style(), {}, tmp_path / "washed", Save.model)
+    assert [*tmp_path.iterdir()] == []

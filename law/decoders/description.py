@@ -54,7 +54,7 @@ def anatomy(decoder: Decoder) -> Anatomy:
         for module, name in names.items()
         if module not in inside and "Norm" in type(module).__name__ and not list(module.children())
     ]
-    down = decoder.down_projections[0]
+    down = decoder.down_projection(0)
     return Anatomy(
         blocks=names[decoder.blocks],
         down_projection=names[down].removeprefix(f"{names[decoder.blocks[0]]}."),

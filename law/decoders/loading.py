@@ -1,8 +1,9 @@
-"""Loading the model to wash, and saving what washing changed."""
+"""Loading the model to wash: plain, unquantised weights and a tokenizer that fits them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,25 @@ import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from law.base.checks import Checked
 from law.base.errors import LawError
 from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
 from law.base.settings import FILES, SAME_RESULTS
-from law.decoders.structure import Parts, name_parts
+from law.decoders.adapters import base_of, find_adapter, merge_adapter
+from law.decoders.parts import Parts, name_parts
+from law.decoders.vocabulary import fit_tokenizer
+
+NO_ADAPTER = {"subfolder": "no-adapter"}
+"""Where transformers is made to look for an adapter, so that it attaches none: it is merged here."""
 
 
 @dataclass
@@ -56,37 +68,92 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedToke
     """The model in evaluation mode, and its tokenizer, which pads with something.
 
     Raises:
-        LawError: no such model, dtype or device, with what was looked for.
+        LawError: no such model, dtype or device, with what was looked for; a model that can't be washed.
     """
     dtype = getattr(torch, settings.dtype, None)
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise LawError(f"model.dtype is {settings.dtype!r}; expected float32, bfloat16 or float16.")
     device = find_device(settings.device)
-    # what lies here, in a folder or in the hub's cache, needs no hub; asked for the rest, it is slow to say no
-    local = Path(settings.path).is_dir() or not hub_reachable()
+    base = settings.path
+    local = {base: _is_here(base)}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.path, local_files_only=local)
-        model = AutoModelForCausalLM.from_pretrained(
-            settings.path, dtype=dtype, device_map=settings.device_map, local_files_only=local
+        if adapter := find_adapter(base, local[base]):
+            base = base_of(adapter, base)
+            local.setdefault(base, _is_here(base))
+        config, _ = PreTrainedConfig.get_config_dict(base, local_files_only=local[base])
+        refuse_quantised(config, base)
+        load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+        model, report = load(
+            base,
+            dtype=dtype,
+            device_map=settings.device_map,
+            local_files_only=local[base],
+            adapter_kwargs=NO_ADAPTER if adapter else None,
+            output_loading_info=True,
         )
+        tokenizer = _tokenizer(local)
     except (OSError, ValueError, SafetensorError) as error:
+        changed = f" (the adapter {settings.path} changes it)" if base != settings.path else ""
         raise LawError(
-            f"The model {settings.path!r} could not be loaded: {_what_is_there(settings.path, local)}. Expected "
+            f"The model {base!r}{changed} could not be loaded: {_what_is_there(base, local[base])}. Expected "
             "config.json, model.safetensors and tokenizer.json in a local folder, or a model's name on a hub "
             f"within reach. Set model.path=/some/folder. ({str(error).splitlines()[0]})"
         ) from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    if missing := sorted(report["missing_keys"]):
+        raise LawError(
+            f"The model {base!r} lacks {len(missing)} weights, {missing[0]} among them, which would be random; expected "
+            "every weight in its files. Download it again, or take a checkpoint of a whole causal language model."
+        )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise LawError(
             f"The model {settings.path!r} does not fit on the devices that model.device_map={settings.device_map} "
             "spreads it over; expected room for every weight, since what is offloaded can't be edited. Take "
             "model.dtype=bfloat16, or more devices."
         )
+    if adapter is not None:
+        model = merge_adapter(model, adapter)
+    fit_tokenizer(tokenizer, model, config, settings.path)
     name_parts(model, settings.parts)
     if settings.device_map is None:
-        model.to(device)  # type: ignore[arg-type]
+        model.to(device)
     return model.eval(), tokenizer
+
+
+def _is_here(path: str) -> bool:
+    """Whether to look on this machine alone: in a folder, or, with no hub within reach, in the hub's cache.
+
+    The hub is not asked for the rest of what lies here, since it is slow to say no.
+    """
+    return Path(path).is_dir() or not hub_reachable()
+
+
+def _tokenizer(places: Mapping[str, bool]) -> PreTrainedTokenizerBase:
+    """The tokenizer of the first place that has one: an adapter, or else its base."""
+    *others, last = places.items()
+    for path, local in others:
+        try:
+            return AutoTokenizer.from_pretrained(path, local_files_only=local)
+        except (OSError, ValueError):
+            continue
+    path, local = last
+    return AutoTokenizer.from_pretrained(path, local_files_only=local)
+
+
+def refuse_quantised(config: Mapping[str, Any], path: str) -> None:
+    """Refuse a checkpoint whose weights are stored in few bits: an update of them would be rounded away.
+
+    Raises:
+        LawError: with the method of quantisation, and where unquantised weights come from.
+    """
+    for part in (config, config.get("text_config") or {}):
+        found = part.get("quantization_config") or part.get("compression_config")
+        if found:
+            raise LawError(
+                f"The model {path!r} is quantised ({found.get('quant_method', 'by an unknown method')}); expected weights "
+                "in float32, bfloat16 or float16, since quantised ones can't take an update. Set model.path to the "
+                "checkpoint that it was made from: its model card names it as base_model, and it is often called the "
+                "same without GPTQ, AWQ, FP8, bnb or 4bit."
+            )
 
 
 def _what_is_there(path: str, local: bool) -> str:

@@ -14,11 +14,10 @@ W is the MLP's down-projection seen as (d_ff, d_model): the layer adds ``W^T k``
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,39 +25,25 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from law.base.errors import LawError
+from law.decoders.adapters import refuse_adapters
 from law.decoders.kv_cache import Past, inputs_after
+from law.decoders.other_paths import hidden_in, other_paths
+from law.decoders.parts import (
+    Parts,
+    find_attention_inputs,
+    find_blocks,
+    find_down_projection,
+    weight_in_out,
+)
 from law.decoders.prompts import check_length
-
-T = TypeVar("T", bound=nn.Module)
-
-
-@dataclass
-class Parts:
-    """Dotted names of a decoder's parts; what is left empty is found by structure.
-
-    Args:
-        blocks: the list of blocks, from the model on, as in ``model.layers``.
-        down_projection: the MLP's down-projection, from a block on, as in ``mlp.down_proj``.
-        attention_inputs: the query and value projections (or the one that fuses them), from a block on;
-            only the baselines with LoRA ask for them.
-    """
-
-    blocks: str = ""
-    down_projection: str = ""
-    attention_inputs: list[str] = field(default_factory=list)
-
-
-def name_parts(model: PreTrainedModel, parts: Parts) -> None:
-    """Tell every :class:`Decoder` made of ``model`` from here on; the names are not saved with it."""
-    model.law_parts = parts  # type: ignore[assignment]
 
 
 class Decoder:
     """A view of a causal language model: its blocks, their MLP down-projections and the output head.
 
-    A part that :func:`name_parts` named is taken by its name. Otherwise the blocks are the first list as
-    long as the model is deep, and the down-projection is a block's one projection onto d_model
-    outside its attention; only the attention is told by a name, ``Attention`` in that of its class.
+    A part that :func:`~law.decoders.parts.name_parts` named is taken by its name. Otherwise the blocks are the
+    list as long as the text decoder is deep, and the down-projection is a block's one projection onto d_model
+    outside its attention.
 
     What no method reads is not looked for: the final norm and soft-capping run inside
     :meth:`logits_from`, and neither a key nor a block's output hangs on whether attention and MLP run in
@@ -66,10 +51,11 @@ class Decoder:
     :mod:`law.editing.post_norm` takes that into account.
 
     Raises:
-        LawError: the blocks or a down-projection can't be told from the model's structure.
+        LawError: the model has adapters, no output head, or no blocks that can be told from its structure.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        refuse_adapters(model)
         self.model = model
         self.device = model.device
         self.parts: Parts = getattr(model, "law_parts", Parts())
@@ -81,37 +67,16 @@ class Decoder:
                 f"{type(model).__name__}.get_output_embeddings() gives nothing; expected the output head of a "
                 "causal language model. Load it with AutoModelForCausalLM, or define that method."
             )
-        self.blocks = self._blocks(config.num_hidden_layers)
-        self.down_projections = [self._down_projection(block) for block in self.blocks]
+        self.blocks = find_blocks(model, self.parts, config.num_hidden_layers)
+        self._blocks_name = next(name for name, module in model.named_modules() if module is self.blocks)
 
-    def _blocks(self, count: int) -> nn.ModuleList:
-        lists = {name: m for name, m in self.model.named_modules() if isinstance(m, nn.ModuleList)}
-        if self.parts.blocks:
-            return _pick(self.model, lists, self.parts.blocks, "blocks")
-        for found in lists.values():
-            if len(found) == count:
-                return found
-        raise LawError(
-            f"{type(self.model).__name__} has no list of {count} blocks (config.num_hidden_layers); its lists "
-            f"are: {', '.join(lists) or 'none'}. Expected a decoder such as GPT-2, GPT-J or Llama. "
-            + _mapping("model.layers", "mlp.down_proj")
-        )
+    def down_projection(self, layer: int) -> nn.Linear | Conv1D:
+        """The last projection of a block's MLP.
 
-    def _down_projection(self, block: nn.Module) -> nn.Linear | Conv1D:
-        onto = {n: m for n, m in _projections(block).items() if _weight_in_out(m).shape[1] == self.d_model}
-        if self.parts.down_projection:
-            return _pick(block, onto, self.parts.down_projection, "down_projection")
-        attention = _attention(block)
-        found = {name: module for name, module in onto.items() if module not in attention}
-        if len(found) != 1:
-            blocks = next(name for name, module in self.model.named_modules() if module is self.blocks)
-            raise LawError(
-                f"{type(block).__name__} has {len(found)} projections onto {self.d_model} dimensions outside "
-                f"its attention ({', '.join(found) or 'none'}); expected exactly one, the MLP's down-projection "
-                "(mixtures of experts are not supported). "
-                + _mapping(blocks, next(reversed(found), "mlp.down_proj"))
-            )
-        return next(iter(found.values()))
+        Raises:
+            LawError: the block has none or several, and none was named.
+        """
+        return find_down_projection(self.blocks[layer], self.parts, self.d_model, self._blocks_name)
 
     @property
     def attentions(self) -> list[nn.Module]:
@@ -121,47 +86,50 @@ class Decoder:
     def attention_inputs(self) -> list[str]:
         """Names, from the model on, of every block's query and value projections (which LoRA adapts).
 
-        Where one projection gives queries, keys and values (GPT-2, GPT-NeoX, Phi-3), that one. Separate
-        ones are told by the first letter of their names, since nothing else tells keys from values.
-
         Raises:
-            LawError: an attention has neither two projections nor four, and none were named.
+            LawError: as :func:`~law.decoders.parts.find_attention_inputs` does.
         """
         names = {module: name for name, module in self.model.named_modules()}
-        return [names[module] for block in self.blocks for module in self._attention_inputs(block)]
-
-    def _attention_inputs(self, block: nn.Module) -> list[nn.Linear | Conv1D]:
-        inside = _projections(block)
-        if self.parts.attention_inputs:
-            return [_pick(block, inside, n, "attention_inputs") for n in self.parts.attention_inputs]
-        attention = _attention(block)
-        found = {name: module for name, module in inside.items() if module in attention}
-        if len(found) == 2:
-            one, other = found.values()
-            # the fused one gives more than the output projection takes; the other gives d_model, no more
-            fused = _weight_in_out(one).shape[1] > _weight_in_out(other).shape[0]
-            return [one if fused else other]
-        chosen = [module for name, module in found.items() if name.rpartition(".")[2][0] in "qv"]
-        if len(found) != 4 or len(chosen) != 2:
-            raise LawError(
-                f"The query and value projections of {type(block).__name__} can't be told among: "
-                f"{', '.join(found) or 'none'}; expected two projections (one of them fused) or four. Name "
-                "them, as in model.parts.attention_inputs=[attn.q,attn.v]."
-            )
-        return chosen
+        return [names[module] for block in self.blocks for module in find_attention_inputs(block, self.parts)]
 
     def weight(self, layer: int) -> Tensor:
         """W of a layer as (d_ff, d_model): a view that shares the parameter's storage."""
-        return _weight_in_out(self.down_projections[layer])
+        return weight_in_out(self.down_projection(layer))
 
-    def check_layers(self, layers: list[int]) -> None:
-        """Refuse a list of layers that is empty, out of order, or beyond the model."""
+    def check_layers(self, layers: Sequence[int]) -> None:
+        """Refuse layers that are empty, out of order, beyond the model, or that can't be edited.
+
+        Raises:
+            LawError: with the layers that there are, or with those that can be edited.
+        """
         count = len(self.blocks)
         if not layers or sorted(set(layers)) != list(layers) or layers[0] < 0 or layers[-1] >= count:
             raise LawError(
                 f"The layers to edit are {list(layers)}; expected a rising list of layers between 0 and "
                 f"{count - 1}, since {type(self.model).__name__} has {count} blocks."
             )
+        if problems := self._problems(layers):
+            good = [layer for layer in range(count) if layer not in self._problems(range(count))]
+            hint = (
+                f" These layers can be edited: {good}; choose the method's layers among them." if good else ""
+            )
+            raise LawError(problems[min(problems)] + hint)
+
+    def _problems(self, layers: Sequence[int]) -> dict[int, str]:
+        """The layers without a down-projection that everything but attention passes, and why."""
+        problems: dict[int, str] = {}
+        parts: dict[int, tuple[nn.Module, nn.Module]] = {}
+        for layer in layers:
+            try:
+                down = self.down_projection(layer)
+            except LawError as error:
+                problems[layer] = str(error)
+                continue
+            parts[layer] = (self.blocks[layer], down)
+        if parts:
+            ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+            problems |= other_paths(parts, lambda: self.hidden_states(ids, None, max(parts)))
+        return problems
 
     @contextmanager
     def capture_keys(self, layers: list[int]) -> Iterator[dict[int, Tensor]]:
@@ -174,7 +142,7 @@ class Decoder:
 
             return hook
 
-        handles = [self.down_projections[i].register_forward_pre_hook(hook_for(i)) for i in layers]
+        handles = [self.down_projection(i).register_forward_pre_hook(hook_for(i)) for i in layers]
         try:
             yield keys
         finally:
@@ -187,7 +155,7 @@ class Decoder:
         captured: list[Tensor] = []
 
         def stop(_: nn.Module, __: Any, output: Tensor | tuple[Tensor, ...]) -> None:
-            captured.append(_hidden(output))
+            captured.append(hidden_in(output))
             raise _BlockReached
 
         handle = self.blocks[layer].register_forward_hook(stop)
@@ -265,40 +233,3 @@ class _Bypass(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(self._block[0], name)
-
-
-def _attention(block: nn.Module) -> set[nn.Module]:
-    """Every module inside a block's attention."""
-    return {inner for m in block.modules() if "Attention" in type(m).__name__ for inner in m.modules()}
-
-
-def _projections(block: nn.Module) -> dict[str, nn.Linear | Conv1D]:
-    return {n: m for n, m in block.named_modules() if isinstance(m, nn.Linear | Conv1D)}
-
-
-def _pick(owner: nn.Module, choices: dict[str, T], name: str, part: str) -> T:
-    """The module that ``model.parts`` names."""
-    if name not in choices:
-        raise LawError(
-            f"{type(owner).__name__} has no {name!r} that could be its {part}; expected one of: "
-            f"{', '.join(choices) or 'none'}. Set model.parts.{part}."
-        )
-    return choices[name]
-
-
-def _mapping(blocks: str, down_projection: str) -> str:
-    """What to write so that a decoder's parts are known."""
-    return (
-        f"Name the parts: model.parts.blocks={blocks} model.parts.down_projection={down_projection}, or in "
-        f"Python name_parts(model, Parts(blocks={blocks!r}, down_projection={down_projection!r})), each the model's own."
-    )
-
-
-def _hidden(output: Tensor | tuple[Tensor, ...]) -> Tensor:
-    """A block's hidden states: a tensor, or the first of a tuple, as the architecture has it."""
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def _weight_in_out(module: nn.Linear | Conv1D) -> Tensor:
-    """(inputs, outputs): Conv1D stores its weight so, a Linear the other way round."""
-    return module.weight if isinstance(module, Conv1D) else module.weight.T

@@ -178,7 +178,9 @@ def _restorable(decoder: Decoder, restored: Restored) -> list[nn.Module]:
     """The module of every block whose output is put back; the MLP's is told by its down-projection."""
     if restored == "block":
         return list(decoder.blocks)
-    return list(decoder.down_projections) if restored == "mlp" else decoder.attentions
+    if restored == "mlp":
+        return [decoder.down_projection(layer) for layer in range(len(decoder.blocks))]
+    return decoder.attentions
 
 
 def _states(decoder: Decoder, modules: Sequence[nn.Module], ids: Tensor, at: Tensor) -> list[Tensor]:

@@ -29,7 +29,7 @@ TOLERANCE = 1e-2  # of the norm's output against g u / rms(u): half precision ro
 @torch.inference_mode()
 def norm_behind(decoder: Decoder, layer: int) -> nn.Module | None:
     """The norm of block ``layer`` that reads the down-projection's output; ``None`` where the stream reads it."""
-    block, down = decoder.blocks[layer], decoder.down_projections[layer]
+    block, down = decoder.blocks[layer], decoder.down_projection(layer)
     outputs: list[Any] = []
     found: list[nn.Module] = []
 

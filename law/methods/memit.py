@@ -160,7 +160,7 @@ def layer_system(settings: MEMIT, problem: Problem, i: int) -> System:
         if norm_after is None:
             return r
         k = subject_keys(decoder, tokenizer, asked, [], [layer], size)[layer]  # (d_ff, chunk)
-        u = decoder.down_projections[layer](k.T.to(h.dtype)).T  # (chunk, d_ff) @ (d_ff, d_model), transposed
+        u = decoder.down_projection(layer)(k.T.to(h.dtype)).T  # (chunk, d_ff) @ (d_ff, d_model), transposed
         return input_residual(norm_after, u, r)
 
     sums = key_sums(decoder, tokenizer, facts, problem.contexts, layer, size, residual)

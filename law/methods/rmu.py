@@ -72,7 +72,7 @@ class RMU(Tuning):
         """Tune the down-projections of ``layers``."""
         self.check(model)
         decoder, layer = Decoder(model), self.layers[-1]
-        weights = [decoder.down_projections[i].weight for i in self.layers]
+        weights = [decoder.down_projection(i).weight for i in self.layers]
         original = [weight.detach().clone() for weight in weights]
         u = torch.rand(decoder.d_model, generator=torch.Generator().manual_seed(self.seed))
         wanted = self.steering * (u / u.norm()).to(decoder.device)  # c u, (d_model)

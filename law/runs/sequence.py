@@ -34,6 +34,7 @@ from law.evaluation.metrics import describe
 from law.evaluation.reasoning import tasks_at_chance
 from law.evaluation.scores import EvaluationSettings, Scorer, Scores, compare
 from law.facts.fact import Fact, FactSplit, Question, facts_hash
+from law.methods.none import Unwashed
 from law.methods.protocol import Method
 from law.runs.folder import GENERATIONS, MANIFEST, METHOD, METRICS, PREDICTIONS, UNKNOWN_FACTS, WASHED, clear
 from law.runs.identity import PACKAGES, Identity, digests, inputs_of
@@ -171,7 +172,10 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
 
     with _timed(stages, "score_after"):
         reexamined = scorer.on(model, tokenizer, cached=False)
-        after = before if reexamined.hash == examined.hash else reexamined.scores(washed, kept)
+        unchanged = reexamined.hash == examined.hash
+        if unchanged and not isinstance(job.method, Unwashed):
+            raise _nothing_changed(job)
+        after = before if unchanged else reexamined.scores(washed, kept)
 
     metrics: dict[str, float] = {"facts/known": len(washed)}
     metrics |= compare(washed, kept, before, after, scorer.chance)
@@ -250,6 +254,15 @@ def _refuse_non_finite(model: PreTrainedModel) -> None:
                 f"Washing left {name} with values that are not finite; expected finite weights. Lower the "
                 "learning rate, if the method has one, or set model.dtype=float32."
             )
+
+
+def _nothing_changed(job: Job) -> LawError:
+    """The error of a method that left every weight as it was."""
+    return LawError(
+        f"{type(job.method).__name__} changed no weight of the model; expected a washed model, since only method=none may "
+        f"leave it as it is. In {job.model.dtype}, a small step is rounded away: raise the learning rate (or lower λ), or "
+        "set model.dtype=float32. A method without steps (no epochs, no iterations) changes nothing either."
+    )
 
 
 @contextmanager

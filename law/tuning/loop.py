@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from law.base.checks import Checked, Count, NonNegative, Positive, Seed
 from law.base.errors import LawError
 from law.base.report import Report
+from law.decoders.adapters import refuse_adapters
 from law.decoders.restoring import undone_on_failure
 from law.decoders.structure import Decoder
 from law.tuning.adapters import Lora, adapters, may_be_partly_tuned
@@ -78,8 +79,14 @@ class Tuning(Checked):
         Raises:
             LawError: with the setting and its mend.
         """
+        refuse_adapters(model)
         if self.lora.rank:
             Decoder(model).attention_inputs()
+        elif not any(parameter.requires_grad for parameter in model.parameters()):
+            raise LawError(
+                f"Every weight of {type(model).__name__} is frozen; expected weights that can be tuned. Call "
+                "model.requires_grad_(True)."
+            )
         elif model.dtype != torch.float32:
             log.warning(
                 "%s is tuned in %s, which rounds small steps away; set model.dtype=float32, or method.lora.rank=8",

@@ -1,0 +1,87 @@
+"""Adapters of PEFT (LoRA and its relatives): merged into the weights when a model is loaded, refused elsewhere.
+
+An adapter leaves a weight as it was and adds something beside it. An editing method would change the one and
+not the other, and ``save_pretrained`` would write the adapter alone.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from law.base.errors import LawError
+
+log = logging.getLogger(__name__)
+
+WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
+"""A folder with one of these holds a whole checkpoint, whatever adapter lies beside it."""
+
+
+def find_adapter(path: str, local: bool) -> Path | None:
+    """The ``adapter_config.json`` of a folder, or of a model on the hub; ``None`` where there is no adapter."""
+    found = find_adapter_config_file(path, local_files_only=local)
+    return None if found is None else Path(found)
+
+
+def base_of(adapter: Path, path: str) -> str:
+    """Where the weights lie that an adapter changes: beside it, or where its configuration says.
+
+    Raises:
+        LawError: its configuration names no model.
+    """
+    if any(next(adapter.parent.glob(pattern), None) for pattern in WEIGHT_FILES):
+        return path
+    base = json.loads(adapter.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    if not base:
+        raise LawError(
+            f"The adapter {path!r} does not name the model that it changes; expected base_model_name_or_path in "
+            f"{adapter}, a folder or a name on the hub. Write it there."
+        )
+    return str(base)
+
+
+def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
+    """The model with an adapter added to its weights: a plain one, every weight trainable.
+
+    Raises:
+        LawError: the adapter's kind can't be merged, or it was made for another model.
+    """
+    from peft import PeftModel  # it takes seconds to import
+
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(adapter.parent))
+        kind = adapted.peft_type
+        merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    except (OSError, ValueError, TypeError, RuntimeError, AttributeError, UserWarning) as error:
+        raise LawError(
+            f"The adapter {adapter.parent} could not be merged into {type(model).__name__} "
+            f"({model.name_or_path}): {str(error).strip().splitlines()[0][:200]}. Expected adapter_config.json and "
+            "adapter_model.safetensors of a kind that merges, as LoRA does (prompt and prefix tuning do not), made for "
+            "this model. Set model.path to a checkpoint without an adapter, or mend base_model_name_or_path."
+        ) from error
+    refuse_adapters(merged)
+    log.info("the adapter %s (%s) is merged into the weights of %s", adapter.parent, kind, model.name_or_path)
+    return merged.requires_grad_(True)
+
+
+def refuse_adapters(model: nn.Module) -> None:
+    """Refuse a model that holds adapters.
+
+    Raises:
+        LawError: with the first module that is one.
+    """
+    for name, module in model.named_modules():
+        if isinstance(getattr(module, "base_layer", None), nn.Module):
+            raise LawError(
+                f"{type(model).__name__} has an adapter at {name}; expected plain weights, since an adapter would be "
+                "neither edited nor saved with them. Load the model with law.decoders.loading.load_model, which "
+                "merges it, or call merge_and_unload() of the PeftModel."
+            )
