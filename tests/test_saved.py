@@ -232,9 +232,7 @@ def test_a_delta_that_does_not_give_the_washed_model_is_refused(tmp_path: Path) 
     assert delta.keys() == {name}
     for wrong in ({name: delta[name] + 1}, {"transformer.h.0.mlp.c_fc.bias": torch.zeros(48)}):
         save_file(wrong, tmp_path / "delta.safetensors")
-        with pytest.raises(
-            LawError, match=r"is not the washed model .*: transformer\.h\.0\.mlp"
-        ):
+        with pytest.raises(LawError, match=r"is not the washed model .*: transformer\.h\.0\.mlp"):
             check_delta(model, unwashed, tmp_path / "delta.safetensors")
 
 

@@ -65,7 +65,9 @@ def save_washed(
             check_checkpoint(model, partial)
             return
         changed = {
-            name: tensor.cpu() for name, tensor in tensors_of(model).items() if not _same(tensor, unwashed[name])
+            name: tensor.cpu()
+            for name, tensor in tensors_of(model).items()
+            if not _same(tensor, unwashed[name])
         }
         save_tensors(partial / DELTA, changed)
         check_delta(model, unwashed, partial / DELTA)
