@@ -20,6 +20,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.utils import get_class
 
 from law.base.checks import ranges
+from law.base.settings import ROLE, SAME_RESULTS
 from law.runs.configuration import LocateConfig, RunConfig, TrainConfig
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -42,8 +43,8 @@ Hydra composes a run from one option of each group. An option is a file, `conf/<
 The dataclass that the option builds is its schema: it defines the fields, their types and their defaults.
 
 ```bash
-python experiments/wash.py model=lab method=law method.beta_ratio=1.2   # an option, and a field of one
-python experiments/wash.py method=law --cfg job                         # print the composed configuration; run nothing
+python experiments/wash.py method=law method.beta_ratio=1.2   # an option, and a field of it
+python experiments/wash.py method=law --cfg job               # print the configuration, run nothing
 ```
 
 Later parts override earlier ones: the dataclass's defaults, the option's file, the preset of the model, the preset of
@@ -128,6 +129,8 @@ def _table(owned: Iterable[Field[Any]], cls: type, set_there: Mapping[str, Any] 
         for kind in kinds:
             if isinstance(kind, type) and issubclass(kind, Enum):
                 meaning += f" One of {_members(kind)}."
+        if field.metadata.get(ROLE) == SAME_RESULTS[ROLE]:
+            meaning += " Changes no result."
         if field.name in accepted:
             meaning += f" Accepts {accepted[field.name].words}."
         given = (set_there or {}).get(field.name)
@@ -184,7 +187,7 @@ def _arguments(cls: type) -> dict[str, str]:
         name, _, text = entry.partition(":")
         told = to_markdown(" ".join(text.split()), lambda name: _full_name(cls, name))
         # a symbol, such as λ or c, keeps its case
-        found[name] = told[:1].upper() + told[1:] if re.match("[a-z]{2}", told) else told
+        found[name] = told[:1].upper() + told[1:] if re.match("a |[a-z]{2}", told) else told
     return found
 
 
@@ -215,6 +218,13 @@ def _experiments() -> Iterator[str]:
         comments = re.findall(r"^# (?!@)(.*)", text, re.MULTILINE)
         swept = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
         yield f"| `{path.stem}` | {' '.join(comments)} | {_values(swept)} |"
+    yield (
+        "\nAn experiment can set values for one data set, in `conf/experiment_for/<experiment>/<dataset>.yaml`:\n\n"
+        "| file | sets |\n| --- | --- |"
+    )
+    for path in sorted((CONF / "experiment_for").rglob("*.yaml")):
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        yield f"| `{path.relative_to(CONF).as_posix()}` | {_values(values)} |"
 
 
 def _values(values: Mapping[str, Any]) -> str:

@@ -81,6 +81,9 @@ def on_page_content(content: str, **_: Any) -> str:
 
     def formula(found: re.Match[str]) -> str:
         tag, latex = found.groups()
-        return convert(html.unescape(latex).strip(), display="inline" if tag == "span" else "block")
+        latex = html.unescape(latex).strip()
+        if tag == "span":
+            return convert(latex)
+        return f'<div class="formula">{convert(latex, display="block")}</div>'
 
     return FORMULA.sub(formula, content)
