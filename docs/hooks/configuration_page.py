@@ -151,6 +151,8 @@ def _type(hint: Any) -> str:
         return " or ".join(map(_type, typing.get_args(hint)))
     if is_dataclass(hint) and isinstance(hint, type):
         return f"[{hint.__name__}](#{hint.__name__})"
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return f"[{hint.__name__}][{hint.__module__}.{hint.__name__}]"
     plain = isinstance(hint, type) and not typing.get_args(hint)
     return f"`{hint.__name__ if plain else hint}`".replace("typing.", "")
 

@@ -39,11 +39,11 @@ class ModelSettings(Checked):
 
     Args:
         path: a local folder, or a name on the Hugging Face hub.
-        dtype: float32, bfloat16 or float16.
-        device: cpu, cuda, ..., or auto for the first accelerator there is.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+        device: ``cpu``, ``cuda``, ..., or ``auto`` for the first accelerator of the machine.
         device_map: spread the blocks over several devices, for a model larger than one of them:
-            ``auto``, ``balanced`` or ``sequential`` (accelerate's); ``device`` is then not asked for.
-        parts: what the blocks and the down-projection are called, where the structure does not tell.
+            ``auto``, ``balanced`` or ``sequential`` (accelerate's); ``device`` is then ignored.
+        parts: the names of the blocks and the down-projection, for a model whose structure is not recognised.
     """
 
     path: str = field(metadata=FILES)

@@ -29,10 +29,10 @@ class Parts:
     """Dotted names of a decoder's parts; what is left empty is found by structure.
 
     Args:
-        blocks: the list of blocks, from the model on, as in ``model.layers``.
-        down_projection: the MLP's down-projection, from a block on, as in ``mlp.down_proj``.
-        attention_inputs: the query and value projections (or the one that fuses them), from a block on;
-            only the baselines with LoRA ask for them.
+        blocks: the list of blocks, by its dotted name in the model, as in ``model.layers``.
+        down_projection: the MLP's down-projection, by its dotted name in a block, as in ``mlp.down_proj``.
+        attention_inputs: the query and value projections (or the one that fuses them), by their dotted names in a
+            block; only the baselines with LoRA need them.
     """
 
     blocks: str = ""

@@ -51,11 +51,11 @@ class MomentSettings(TextSettings):
     It should be general: with the washed facts in it, C protects exactly what is to go.
 
     Args:
-        batch_size: tokens a forward pass; ``null`` measures it.
+        batch_size: tokens in a forward pass; ``null`` measures it.
         tokens: a longer document is read in pieces of this many tokens, each on its own, because the time of
             attention grows with the square of a row's length. All its tokens count, up to the model's number of
             positions; what lies beyond is not read, as in MEMIT's code. The default is GPT-J's number of positions.
-        save_every: seconds after which the sums so far are saved, so that a killed run goes on.
+        save_every: seconds after which the sums so far are saved, so that a killed run continues from them.
     """
 
     NAME = "moments"

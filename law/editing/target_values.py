@@ -52,13 +52,13 @@ class TargetSettings(Checked):
 
     Args:
         steps: evaluations of the loss; the last one takes no step (20 on GPT-2 XL, 25 on GPT-J).
-        learning_rate: of Adam.
+        learning_rate: the learning rate of Adam.
         kl_factor: κ, the weight of the divergence on ``"{subject} is a"``.
         weight_decay: ω, the weight of ‖δ‖ / ‖h‖².
         clamp: ρ, the largest ‖δ‖ as a share of ‖h‖.
         stop_below: a fact whose loss is below this takes no further step.
         batch_size: facts optimised at once; ``null`` measures it.
-        shard: facts a file of the cache, and so at most what a killed run computes again.
+        shard: facts in a file of the cache; a killed run computes at most so many again.
     """
 
     steps: Count = 20

@@ -50,7 +50,7 @@ class FluencySettings(Checked):
     Args:
         prompts: how many prompts are continued, one for each of the first washed facts; 0 generates no text.
         tokens: how many tokens are generated after each prompt.
-        seed: of the sampling.
+        seed: the seed of the sampling.
         text: a UTF-8 file with one document a line, which neither training nor the method has read;
             ``null`` leaves perplexity out.
         documents: how many of its documents are read, from the first on; blank lines are no documents.

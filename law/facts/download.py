@@ -22,8 +22,8 @@ class Download:
     """Where a published file comes from, and where it is kept.
 
     Args:
-        site: the address of the folder that it lies in.
-        folder: where it is kept; made when it is missing.
+        site: the address of the folder that holds the file.
+        folder: the folder where the file is kept; it is created when it is missing.
         sha256: its SHA-256, in hexadecimal. ``null``: not known; the log then says which was seen.
     """
 

@@ -26,8 +26,8 @@ class TextSettings(Checked):
             ``wiki/*.jsonl`` takes every file it fits, in the order of their names.
         documents: how many documents are read, from the first on. Blank ones are neither read nor counted.
         dataset: a data set's name on the hub (``wikimedia/wikipedia``) or its folder, in place of ``text``.
-        config: of the data set (``20231101.en``).
-        split: of the data set.
+        config: the configuration of the data set (``20231101.en``).
+        split: the split of the data set.
         column: which column, or key of JSON Lines, holds the text.
     """
 

@@ -45,7 +45,7 @@ class FactSource(Checked, ABC):
         wash: how many facts to wash, drawn at random. ``null``: all that ``keep`` leaves.
         keep: how many of the other facts to score as kept ones. ``null``: all of them. A fact that repeats a
             washed one (see :func:`_keys`) is not kept; where possible, another one is kept in its place.
-        seed: seed of the draw.
+        seed: the seed of the draw.
         relations: draw only from the facts of these relations. ``null``: from all.
         part: draw only from this part of the facts.
     """

@@ -41,10 +41,10 @@ class LabSettings(Checked):
 
     Args:
         output: the folder of the checkpoint.
-        seed: of the tokenizer's text, the initial weights and the general text.
-        vocab_size: of the byte-level BPE that is trained on the world's text.
+        seed: the seed of the tokenizer's text, the initial weights and the general text.
+        vocab_size: the tokens of the byte-level BPE that is trained on the world's text.
         architecture: ``model_type`` and the fields of that model's Hugging Face configuration.
-        training: the optimisation.
+        training: how the model is trained.
         general_documents: lines of ``general.txt``, the text for second moments.
     """
 

@@ -137,9 +137,9 @@ class LabWorld(Checked):
     """People, facts, prose and reasoning, all drawn from ``seed``.
 
     Args:
-        single_fact_subjects: people of whom one fact is told.
-        multi_fact_subjects: people of whom three facts of different relations are told.
-        seed: of the names and of who has which object.
+        single_fact_subjects: people with one fact.
+        multi_fact_subjects: people with three facts of different relations.
+        seed: the seed of the names and of who has which object.
     """
 
     single_fact_subjects: Count = 600

@@ -85,10 +85,10 @@ class SearchWindow(Checked):
 
     Args:
         low: the lower end of the window (1/3 in the authors' code).
-        high: its upper end (3/4 in the authors' code).
-        step: added to λ while Δ is too large.
-        decay: λ is multiplied by it while Δ is too small.
-        attempts: solutions tried before the search gives up (the authors' can run for ever).
+        high: the upper end of the window (3/4 in the authors' code).
+        step: what is added to λ while Δ is too large.
+        decay: what λ is multiplied by while Δ is too small.
+        attempts: values of λ tried before the search gives up (the authors' search can run for ever).
     """
 
     low: Positive = 1 / 3
@@ -112,16 +112,16 @@ class LAW(Checked):
 
     Args:
         initial: MEMIT's settings: layers, λ, moments, targets, contexts.
-        learning_rate: of Adam's ascent (1e-7 on GPT-2 XL).
-        boundary_learning_rate: takes its place from the first iterate beyond the constraint on.
+        learning_rate: the learning rate of Adam's ascent (1e-7 on GPT-2 XL).
+        boundary_learning_rate: the learning rate after the first iterate that breaks the constraint; ``null``: the same.
         iterations: steps of the ascent; 0 keeps the start.
-        beta_ratio: ρ, the constraint as a multiple of what the initial update takes.
-        search: look for λ, from MEMIT's on; without, MEMIT's λ is kept.
-        window: what the search looks for.
-        eliminate: hand only the facts still recalled to the next layer.
+        beta_ratio: ρ, the limit of the constraint divided by the initial update's value of it.
+        search: search for λ, starting at MEMIT's; otherwise MEMIT's λ is used.
+        window: the norm of the update at which the search ends.
+        eliminate: continue in the next layer only with the facts that are still recalled.
         start: where the ascent begins.
-        iterate: which iterate of the ascent is taken.
-        single_precision: ascend in float32, where a device is slow in float64 (docs/performance.md
+        iterate: which iterate of the ascent becomes the update.
+        single_precision: ascend in float32, for a device that is slow in float64 (docs/performance.md
             has the error).
         recall: when an answer recalls an object; the command line takes ``evaluation.recall``.
     """

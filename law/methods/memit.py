@@ -46,12 +46,12 @@ class MEMIT(Checked):
 
     Args:
         layers: R, the edited layers in rising order.
-        lam: λ, the weight of general text against the facts (20,000 on GPT-2 XL).
-        moments: the text that C is taken of.
+        lam: λ, the weight of general text against the facts (20,000 on GPT-2 XL). It should grow with their number.
+        moments: the general text from which C is computed.
         targets: how z* is optimised.
-        contexts: templates around the prompt; ``null`` samples five from the model.
-        context_seed: of that sampling.
-        batch_size: prompts a forward pass.
+        contexts: texts with ``{}`` in the place of the prompt; ``null`` samples five from the model.
+        context_seed: the seed of that sampling.
+        batch_size: prompts in a forward pass.
         cache: the folder in which C and z* are kept under the hash of what they hang on; ``null``
             keeps none.
     """

@@ -39,9 +39,9 @@ class RMU(Tuning):
     """Misdirect a layer's hidden states on the facts, hold them on general text.
 
     Args:
-        layers: whose down-projections are tuned, in rising order; h is the output of the last, l
+        layers: the layers whose down-projections are tuned, in rising order; h is the output of the last one, l
             (the paper: l - 2 to l).
-        steering: c, the length of what the hidden states are driven to.
+        steering: c, the length of the vector that the hidden states are driven to.
         retain: the general text and its weight α.
     """
 

@@ -37,8 +37,8 @@ class WOH(Tuning):
 
     Args:
         alpha: α, how far a raised logit is lowered.
-        reinforce_learning_rate: of AdamW while the copy is fine-tuned on the facts' text.
-        reinforce_epochs: passes of that fine-tuning; all else is as in the regression.
+        reinforce_learning_rate: the learning rate of AdamW when the copy is fine-tuned on the facts' text.
+        reinforce_epochs: the epochs of that fine-tuning; its other settings are those of the regression.
     """
 
     alpha: NonNegative = 0.5

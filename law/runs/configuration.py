@@ -57,9 +57,9 @@ class RunConfig:
 
     Args:
         name: the sweep the run belongs to; its folder is ``outputs/<name>``.
-        seed: of the facts drawn, the contexts sampled, and the methods that draw at random.
+        seed: the seed of the facts drawn, the contexts sampled, and the methods that draw at random.
         save: what is kept of the washed model.
-        rerun: run again even if this very configuration has finished.
+        rerun: run again even if the same run has finished.
     """
 
     name: str = field(metadata=SAME_RESULTS)
@@ -78,7 +78,7 @@ class LocateConfig:
     """The top level of ``experiments/locate.py``.
 
     Args:
-        seed: of the facts drawn.
+        seed: the seed of the facts drawn and of the noise.
         output: the folder that the picture and the proposed preset go to.
         locate: how the layers and λ are proposed.
     """

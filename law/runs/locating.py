@@ -44,20 +44,20 @@ class LocateSettings(Checked):
     """How settings are proposed.
 
     Args:
-        moments: the text that C is taken of.
+        moments: the general text from which C is computed.
         targets: how z* is optimised.
         known: how many known facts are looked for in the data set.
-        traced: how many of them are traced.
+        traced: how many of the known facts are traced.
         samples: draws of the noise for each traced fact.
         window: blocks whose MLPs or attentions are put back together in noise tracing (10 in ROME).
         wash: known facts washed in each trial.
-        keep: known facts, others than those, that score what is kept.
+        keep: other known facts, which measure what each trial keeps.
         candidates: how many layers are tried as the last edited layer.
-        widths: how many layers are edited, ending there.
+        widths: how many layers are edited, up to the last edited one.
         lambdas: the values of λ that are tried.
-        seed: of the noise.
-        batch_size: prompts a forward pass.
-        cache: as in :class:`~law.methods.memit.MEMIT`.
+        seed: the seed of the noise.
+        batch_size: prompts in a forward pass.
+        cache: the folder in which C and z* are kept; ``null`` keeps none.
         recall: when an answer recalls an object.
     """
 

@@ -88,7 +88,7 @@ class Wandb:
     """One Weights & Biases run for each run here.
 
     Args:
-        mode: see :class:`Mode`.
+        mode: how W&B runs.
         project: the W&B project.
     """
 

@@ -22,9 +22,9 @@ class Lora(Checked):
     """Low-rank adapters on the query and value projections, merged into the weights at the end.
 
     Args:
-        rank: r, the width of an adapter (8 in the paper); 0 takes none, and tunes the weights.
-        alpha: its scale is alpha / rank.
-        dropout: of an adapter's input while it is tuned.
+        rank: r, the width of an adapter (8 in the paper); 0 uses no adapters and tunes the weights.
+        alpha: an adapter is scaled by alpha / rank.
+        dropout: the dropout of an adapter's input during tuning.
     """
 
     rank: Natural = 0

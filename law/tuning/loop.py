@@ -45,15 +45,15 @@ class Tuning(Checked):
     """Settings of fine-tuning, shared by the methods that do it.
 
     Args:
-        learning_rate: of AdamW, constant.
+        learning_rate: the learning rate of AdamW, which stays constant.
         epochs: passes over the facts.
-        batch_size: facts a step.
-        micro_batch: rows a forward pass at most, with gradients accumulated over the batch; ``null``
+        batch_size: facts in a step.
+        micro_batch: the most rows in a forward pass, with gradients accumulated over the batch; ``null``
             takes the batch at once. It is halved when the device's memory runs out.
-        weight_decay: of AdamW (PyTorch's default, as in the authors' code).
-        autocast: dtype of matrix products, ``bfloat16`` or ``null``; weights keep theirs.
-        lora: adapters to tune in place of the weights; none unless it has a rank.
-        seed: of the order of the rows, of dropout, and of what the method draws.
+        weight_decay: the weight decay of AdamW (PyTorch's default, as in the authors' code).
+        autocast: the dtype of matrix products, ``bfloat16`` or ``null``; weights keep their own.
+        lora: adapters that are tuned instead of the weights, if their rank is above 0.
+        seed: the seed of the order of the rows, of dropout, and of what the method draws.
     """
 
     learning_rate: Positive

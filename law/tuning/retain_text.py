@@ -26,10 +26,10 @@ class Retain(TextSettings):
     """Which general text is kept, and how much that counts.
 
     Args:
-        documents: as in :class:`~law.facts.general_text.TextSettings`; all are held in memory.
-        weight: w, of the retain loss against the forget loss.
-        batch_size: documents a step.
-        tokens: a document's tokens at most; the rest of it is cut off.
+        documents: how many documents are read, from the first on; all are held in memory.
+        weight: w, the weight of the retain loss against the forget loss.
+        batch_size: documents in a step.
+        tokens: the most tokens of a document; the rest of it is cut off.
     """
 
     NAME = "retain"
