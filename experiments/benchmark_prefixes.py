@@ -21,7 +21,7 @@ from law.facts.counterfact import read_counterfact
 def main(data: Path, count: int) -> dict[str, float]:
     """Of the prompts of so many washed facts and as many kept ones: their tokens, and the share that sharing spares."""
     facts = read_counterfact(data / "counterfact" / "counterfact_1000_full.json")
-    sets = probe_sets(facts[:count], facts[count : 2 * count])
+    sets = probe_sets(facts[:count], facts[count : 2 * count], {})
     prompts = sorted({probe.question.prompt for probes in sets.values() for probe in probes})
     files = data / "gpt2_tokenizer"
     rows = token_ids(GPT2Tokenizer(str(files / "vocab.json"), str(files / "merges.txt")), prompts)

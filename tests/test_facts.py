@@ -12,6 +12,7 @@ import pytest
 from records import MAYA, record
 
 from law.base.errors import LawError, shortened
+from law.base.files import FileHashes
 from law.facts.counterfact import CounterFact, read_counterfact
 from law.facts.fact import Fact, Question, facts_hash, joined
 from law.facts.source import Part, part_of
@@ -159,6 +160,32 @@ def test_validation_and_test_share_no_subject(tmp_path: Path) -> None:
         LawError, match=r"holds \d+ facts of the part validation; the configuration asks for 80"
     ):
         CounterFact(str(path), wash=80, part=Part.validation).load()
+
+
+def test_facts_are_drawn_from_a_list_of_ids(thirty: str, tmp_path: Path) -> None:
+    listed = tmp_path / "known.json"
+    listed.write_text(json.dumps({"ids": ["3", "5", 8, "of another file"]}))
+    split = CounterFact(thirty, wash=2, ids=str(listed)).load()
+    assert sorted(fact.id for fact in (*split.wash, *split.keep)) == ["3", "5", "8"]
+    with pytest.raises(
+        LawError, match=r"holds 3 facts of the list .*known\.json; the configuration asks for 4"
+    ):
+        CounterFact(thirty, wash=4, ids=str(listed)).load()
+    hashes = FileHashes(None)
+    before = CounterFact(thirty, ids=str(listed)).content(hashes)
+    for text, problem in (
+        ("{", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError"),
+        ('{"ids": 3}', "TypeError"),
+    ):
+        listed.write_text(text)
+        with pytest.raises(LawError, match=f'lists no ids .{problem}.*a JSON object with a list "ids"'):
+            CounterFact(thirty, ids=str(listed)).load()
+    assert CounterFact(thirty, ids=str(listed)).content(hashes) != before  # the list is an input of the run
+    listed.write_text('{"ids": ["elsewhere"]}')
+    with pytest.raises(LawError, match="has none of the 1 facts that"):
+        CounterFact(thirty, ids=str(listed)).load()
 
 
 def test_without_a_number_all_others_are_kept(thirty: str) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from law.decoders.greedy_decoding import Recall, recalls
 from law.evaluation.knowledge import Replies, exact_match, knowledge_metrics, probe_sets, qa_f1
+from law.evaluation.known_facts import Kind
 from law.evaluation.metrics import describe
 from law.facts.fact import Fact, Question
 
@@ -167,7 +168,7 @@ AFTER = {
 
 def replies(answers: dict[str, str], *log_probs: float) -> Replies:
     """Log-probabilities of the washed questions, the paraphrases, and the kept questions, in order."""
-    sets = probe_sets([ANNA, BEN], [ANNAS_PIANO, CLEO, DORA, EMIL])
+    sets = probe_sets([ANNA, BEN], [ANNAS_PIANO, CLEO, DORA, EMIL], {})
     probes = [*sets["forget/"], *sets["forget/paraphrase_"], *sets["retain/"]]
     return Replies(answers, {p.question: value for p, value in zip(probes, log_probs, strict=True)})
 
@@ -175,7 +176,8 @@ def replies(answers: dict[str, str], *log_probs: float) -> Replies:
 def test_knowledge_metrics() -> None:
     before = replies(BEFORE, -1, -2, -1, -2, -3, -1, -1, -1, -1)
     after = replies(AFTER, -4, -2, -5, -2, -5, -1, -2, -3, -2)
-    metrics = knowledge_metrics([ANNA, BEN], [ANNAS_PIANO, CLEO, DORA, EMIL], before, after)
+    kinds = {ANNA: Kind.in_prompt, BEN: Kind.subject, DORA: Kind.subject, CLEO: Kind.usual_answer}
+    metrics = knowledge_metrics([ANNA, BEN], [ANNAS_PIANO, CLEO, DORA, EMIL], kinds, before, after)
     values = {k: v for k, v in metrics.items() if not k.endswith(("_stderr", "_n"))}
     assert values == pytest.approx(
         {
@@ -210,9 +212,13 @@ def test_knowledge_metrics() -> None:
             / 2,  # Cleo's Dutch, but not Emil's Rome; Dora's relation is not washed
             "retain/neighbour_accuracy_before": 1,
             "retain/neighbour_accuracy": 1 / 2,  # Gina, but not Carl
+            "forget/of_subject_accuracy_before": 1,  # Ben
+            "forget/of_subject_accuracy": 1,
+            "retain/of_subject_accuracy_before": 1,  # Dora
+            "retain/of_subject_accuracy": 1,
         }
     )
-    no_relations = probe_sets([replace(ANNA, relation="")], [replace(CLEO, relation="")])  # as in zsRE
+    no_relations = probe_sets([replace(ANNA, relation="")], [replace(CLEO, relation="")], {})  # as in zsRE
     assert no_relations["retain/same_relation_"] == []
     assert all(describe(key) for key in metrics)
     assert metrics["forget/accuracy_stderr"] == pytest.approx(1 / 2)  # one of two: √(1/4 / (2 - 1))
@@ -229,12 +235,12 @@ def test_knowledge_metrics() -> None:
 
 def clustered(washed: list[Fact], kept: list[Fact], lost: set[str]) -> dict[str, float]:
     """The metrics when the unwashed model answers everything, and the washed one all prompts but ``lost``."""
-    probes = [probe for probes in probe_sets(washed, kept).values() for probe in probes]
+    probes = [probe for probes in probe_sets(washed, kept, {}).values() for probe in probes]
     questions = {probe.question for probe in probes}
     likely = dict.fromkeys(questions, -1.0)
     before = Replies({q.prompt: q.object for q in questions}, likely)
     after = Replies({q.prompt: "" if q.prompt in lost else q.object for q in questions}, likely)
-    return knowledge_metrics(washed, kept, before, after)
+    return knowledge_metrics(washed, kept, {}, before, after)
 
 
 def test_questions_about_one_subject_are_one_cluster() -> None:
@@ -279,7 +285,7 @@ def test_accuracy_follows_the_rule_of_recall() -> None:
     found = {}
     for rule in Recall:
         pair = (replace(each, recall=rule) for each in (before, after))
-        metrics = knowledge_metrics(washed, [], *pair)
+        metrics = knowledge_metrics(washed, [], {}, *pair)
         found[rule] = metrics["forget/accuracy"], metrics["forget/paraphrase_accuracy"]
     assert found == {Recall.substring: (1, 1), Recall.whole_word: (0, 1)}
 
@@ -290,7 +296,7 @@ def test_a_metric_over_nothing_is_left_out() -> None:
     before, after = Replies(BEFORE, known), Replies(AFTER, known)
 
     def keys(kept: list[Fact]) -> set[str]:
-        metrics = knowledge_metrics(washed, kept, before, after)
+        metrics = knowledge_metrics(washed, kept, {}, before, after)
         return {key for key in metrics if not key.endswith(("_before", "_n"))}
 
     counts = {"facts/washed", "facts/kept", "facts/kept_same_subject"}

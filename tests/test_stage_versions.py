@@ -81,7 +81,7 @@ def stages(
     scorer, decoder = Scorer(settings), Decoder(model)
 
     def score() -> None:
-        scorer.on(model, tokenizer, cached=True).scores(FACTS, [])
+        scorer.on(model, tokenizer, cached=True).scores(FACTS, [], {})
 
     moments = second_moments.MomentSettings(str(text))
     targets = target_values.TargetSettings(steps=1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from law.decoders.greedy_decoding import Recall, folded, recalls
 from law.evaluation.estimates import Estimate, clustered_mean, entries
+from law.evaluation.known_facts import Kind
 from law.facts.fact import Fact, Question
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -89,6 +90,8 @@ REPORTED = {
     "retain/same_subject_": ("accuracy",),
     "retain/same_relation_": ("accuracy",),
     "retain/neighbour_": ("accuracy",),
+    "forget/of_subject_": ("accuracy",),
+    "retain/of_subject_": ("accuracy",),
 }
 """The measures of each set of questions. A metric's key is the set's name followed by the measure's."""
 
@@ -96,8 +99,10 @@ ASKED_IF_KNOWN = ("forget/paraphrase_", "retain/neighbour_")
 """Sets from which a question is left out if the unwashed model does not answer it."""
 
 
-def probe_sets(washed: Sequence[Fact], kept: Sequence[Fact]) -> dict[str, list[Probe]]:
-    """The questions that are put to a model, by the sets of :data:`REPORTED`.
+def probe_sets(
+    washed: Sequence[Fact], kept: Sequence[Fact], kinds: Mapping[Fact, Kind]
+) -> dict[str, list[Probe]]:
+    """The questions that are put to a model, by the sets of :data:`REPORTED`; ``kinds`` are those of all facts.
 
     Questions about one subject form a cluster; for neighbours see :func:`_neighbours`.
     """
@@ -115,6 +120,8 @@ def probe_sets(washed: Sequence[Fact], kept: Sequence[Fact]) -> dict[str, list[P
         "retain/same_subject_": _asked([fact for fact in kept if fact.subject in subjects]),
         "retain/same_relation_": _asked(others),
         "retain/neighbour_": _neighbours(washed),
+        "forget/of_subject_": _asked([fact for fact in washed if kinds.get(fact) is Kind.subject]),
+        "retain/of_subject_": _asked([fact for fact in kept if kinds.get(fact) is Kind.subject]),
     }
 
 
@@ -154,14 +161,18 @@ def _root(parents: list[int], i: int) -> int:
 
 
 def knowledge_metrics(
-    washed: Sequence[Fact], kept: Sequence[Fact], before: Replies, after: Replies
+    washed: Sequence[Fact],
+    kept: Sequence[Fact],
+    kinds: Mapping[Fact, Kind],
+    before: Replies,
+    after: Replies,
 ) -> dict[str, float]:
     """The ``facts/``, ``forget/`` and ``retain/`` metrics of :mod:`law.evaluation.metrics`.
 
     ``before`` and ``after`` hold replies to all of :func:`probe_sets`. A metric over no question is
     left out.
     """
-    sets = probe_sets(washed, kept)
+    sets = probe_sets(washed, kept, kinds)
     knows = MEASURES["accuracy"]
     for name in ASKED_IF_KNOWN:
         sets[name] = [probe for probe in sets[name] if knows(probe.question, before)]

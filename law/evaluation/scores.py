@@ -26,6 +26,7 @@ from law.evaluation.fluency import (
     text_metrics,
 )
 from law.evaluation.knowledge import REPORTED, Replies, knowledge_metrics, probe_sets
+from law.evaluation.known_facts import Kind
 from law.evaluation.likelihood import object_log_probs
 from law.evaluation.reasoning import mean_accuracy, score_reasoning, tasks_at_chance
 from law.evaluation.reasoning_tasks import (
@@ -130,9 +131,9 @@ class Examination:
         self._answers |= zip(new, found, strict=True)
         return self._answers
 
-    def scores(self, washed: Sequence[Fact], kept: Sequence[Fact]) -> Scores:
-        """All scores, for facts to wash and facts to keep that the unwashed model knows."""
-        sets = probe_sets(washed, kept)
+    def scores(self, washed: Sequence[Fact], kept: Sequence[Fact], kinds: Mapping[Fact, Kind]) -> Scores:
+        """All scores, for facts to wash and facts to keep that the unwashed model knows, with their kinds."""
+        sets = probe_sets(washed, kept, kinds)
         answers = self.answers([probe.question.prompt for probes in sets.values() for probe in probes])
         weighed = [
             probe.question
@@ -201,10 +202,15 @@ class Examination:
 
 
 def compare(
-    washed: Sequence[Fact], kept: Sequence[Fact], before: Scores, after: Scores, chance: Mapping[str, float]
+    washed: Sequence[Fact],
+    kept: Sequence[Fact],
+    kinds: Mapping[Fact, Kind],
+    before: Scores,
+    after: Scores,
+    chance: Mapping[str, float],
 ) -> dict[str, float]:
     """The metrics of :mod:`law.evaluation.metrics`, except the counts and times that only a run knows."""
-    metrics = knowledge_metrics(washed, kept, before.replies, after.replies)
+    metrics = knowledge_metrics(washed, kept, kinds, before.replies, after.replies)
     subjects = generation_prompts(washed, len(before.texts))
     metrics |= text_metrics(subjects, before.texts, after.texts)
     metrics |= entries("fluency/perplexity", before.perplexity, after.perplexity)

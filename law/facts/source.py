@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 import logging
 import random
 from abc import ABC, abstractmethod
@@ -19,9 +20,20 @@ from law.base.errors import LawError
 from law.base.files import FileHashes
 from law.base.settings import FILES
 from law.facts.fact import Fact, FactSplit
-from law.facts.record_files import clean
+from law.facts.record_files import clean, read_text
 
 log = logging.getLogger(__name__)
+
+
+class Known(Enum):
+    """Which facts count as known.
+
+    ``recalled``: the answer holds the object (the paper's rule). ``subject``: besides, the object does not stand in
+    the prompt, and is not what the model answers for other subjects (:mod:`law.evaluation.known_facts`).
+    """
+
+    recalled = "recalled"
+    subject = "subject"
 
 
 class Part(Enum):
@@ -48,6 +60,9 @@ class FactSource(Checked, ABC):
         seed: the seed of the draw.
         relations: draw only from the facts of these relations. ``null``: from all.
         part: draw only from this part of the facts.
+        ids: a JSON file whose ``ids`` are the facts to draw from, such as ``experiments/known_facts.py`` writes of the
+            facts that a model knows. ``null``: all.
+        known: which facts count as known. Only known facts are washed and scored.
     """
 
     path: str | None = field(metadata=FILES)
@@ -56,6 +71,8 @@ class FactSource(Checked, ABC):
     seed: Seed = 0
     relations: list[str] | None = None
     part: Part = Part.all
+    ids: str | None = field(default=None, metadata=FILES)
+    known: Known = Known.recalled
 
     @abstractmethod
     def read(self, path: Path) -> list[Fact]:
@@ -74,12 +91,15 @@ class FactSource(Checked, ABC):
         return self.fetch() if self.path is None else Path(self.path)
 
     def content(self, hashes: FileHashes) -> Any:
-        """What the file's name ends in and its hash; ``None`` where there is no file."""
+        """What the file's name ends in, its hash and that of the list of ids; ``None`` where a file is not here."""
         try:
             path = self.file()
         except LawError:
             return None
-        return [path.suffix, hashes.of(path)] if path.is_file() else None
+        listed = Path(self.ids) if self.ids is not None else None
+        if not path.is_file() or (listed is not None and not listed.is_file()):
+            return None
+        return [path.suffix, hashes.of(path), listed and hashes.of(listed)]
 
     def load(self) -> FactSplit:
         """Read the file and split it.
@@ -97,6 +117,8 @@ class FactSource(Checked, ABC):
             )
         if self.relations is not None:
             facts = _of_relations(facts, [clean(relation) for relation in self.relations], path)
+        if self.ids is not None:
+            facts = _of_ids(facts, Path(self.ids), path)
         if self.part is not Part.all:
             facts = [fact for fact in facts if part_of(fact) is self.part]
         wash = len(facts) - (self.keep or 0) if self.wash is None else self.wash
@@ -128,6 +150,7 @@ class FactSource(Checked, ABC):
         """What the draw is limited to, for messages."""
         limits = [f"the relations {', '.join(self.relations)}"] if self.relations is not None else []
         limits += [f"the part {self.part.value}"] if self.part is not Part.all else []
+        limits += [f"the list {self.ids}"] if self.ids is not None else []
         return f" of {' and '.join(limits)}" if limits else ""
 
 
@@ -194,3 +217,24 @@ def _of_relations(facts: Sequence[Fact], relations: Sequence[str], path: Path) -
             )
     wanted = set(relations)
     return [fact for fact in facts if fact.relation in wanted]
+
+
+def _of_ids(facts: Sequence[Fact], listed: Path, path: Path) -> list[Fact]:
+    """The facts whose ids a file lists. A LawError if it is no such file, or lists none of them."""
+    expected = 'a JSON object with a list "ids"'
+    try:
+        ids = json.loads(read_text(listed, expected))["ids"]
+        wanted = set(map(str, [*ids]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise LawError(
+            f"{listed} lists no ids ({type(error).__name__}: {error}); expected {expected}. Set dataset.ids to such a "
+            "file, or to null."
+        ) from error
+    found = [fact for fact in facts if fact.id in wanted]
+    if not found:
+        raise LawError(
+            f"{path} has none of the {len(wanted)} facts that {listed} lists. Expected a list made of the same file. "
+            "Make it with experiments/known_facts.py, or set dataset.ids to null."
+        )
+    log.info("%s: %d of %d facts are in %s", path, len(found), len(facts), listed)
+    return found

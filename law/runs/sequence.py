@@ -15,7 +15,7 @@ import platform
 import subprocess
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,10 +30,12 @@ from law.base.files import write_json, write_json_lines
 from law.decoders.greedy_decoding import Recall, recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.saving import Save, save_washed, snapshot
+from law.evaluation.known_facts import Kind, count_kinds, kinds_of
 from law.evaluation.metrics import describe
 from law.evaluation.reasoning import tasks_at_chance
 from law.evaluation.scores import EvaluationSettings, Scorer, Scores, compare
 from law.facts.fact import Fact, FactSplit, Question, facts_hash
+from law.facts.source import Known
 from law.methods.none import Unwashed
 from law.methods.protocol import Method
 from law.runs.folder import GENERATIONS, MANIFEST, METHOD, METRICS, PREDICTIONS, UNKNOWN_FACTS, WASHED, clear
@@ -47,7 +49,9 @@ TOLD = ("hydra-core", "omegaconf", "wandb")
 
 
 class Source(Protocol):
-    """Where facts come from."""
+    """Where facts come from, and which of them count as known."""
+
+    known: Known
 
     def load(self) -> FactSplit: ...
 
@@ -135,7 +139,15 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         answers = examined.answers([fact.prompt for fact in (*split.wash, *split.keep)])
         rule = job.evaluation.recall
         washed, kept = _known(split.wash, answers, rule), _known(split.keep, answers, rule)
-        write_json_lines(folder / UNKNOWN_FACTS, _unknown(split, answers, rule))
+        kinds = kinds_of([*washed, *kept], [*split.wash, *split.keep], examined.answers, rule)
+        counts = count_kinds(washed, kinds)
+        log.info(
+            "facts to wash that are recalled: %s",
+            {k.removeprefix("facts/known_"): n for k, n in counts.items()},
+        )
+        if job.source.known is Known.subject:
+            washed, kept = ([f for f in facts if kinds[f] is Kind.subject] for facts in (washed, kept))
+        write_json_lines(folder / UNKNOWN_FACTS, _unknown(split, {*washed, *kept}, answers, kinds))
         log.info(
             "%d of %d facts to wash and %d of %d facts to keep are known; %s lists the others",
             *(len(washed), len(split.wash), len(kept), len(split.keep), folder / UNKNOWN_FACTS),
@@ -143,12 +155,12 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         if not washed:
             first = split.wash[0].prompt
             raise LawError(
-                f"The model recalls none of the {len(split.wash)} facts to wash, so there is nothing to wash. "
-                f"Expected a model that knows some of them. To {shortened(first)!r} it answered "
+                f"The model knows none of the {len(split.wash)} facts to wash (dataset.known={job.source.known.value}), "
+                f"so there is nothing to wash. Expected a model that knows some of them. To {shortened(first)!r} it answered "
                 f"{shortened(answers[first])!r}; {folder / UNKNOWN_FACTS} lists all answers. Check model.path and "
                 "dataset.path, or raise dataset.wash."
             )
-        before = examined.scores(washed, kept)
+        before = examined.scores(washed, kept, kinds)
         manifest["tasks_at_chance"] = guessed = tasks_at_chance(before.reasoning, scorer.chance)
         if guessed:
             log.warning(
@@ -175,17 +187,18 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         unchanged = reexamined.hash == examined.hash
         if unchanged and not isinstance(job.method, Unwashed):
             raise _nothing_changed(job)
-        after = before if unchanged else reexamined.scores(washed, kept)
+        after = before if unchanged else reexamined.scores(washed, kept, kinds)
 
-    metrics: dict[str, float] = {"facts/known": len(washed)}
-    metrics |= compare(washed, kept, before, after, scorer.chance)
+    metrics: dict[str, float] = {"facts/known": len(washed), **counts}
+    metrics |= compare(washed, kept, kinds, before, after, scorer.chance)
     metrics["time/wash_s"] = stages["wash"] + sum(spared)
     for name, value in list(metrics.items()):
         describe(name)  # a metric that law/evaluation/metrics.py does not document is a mistake
         if not math.isfinite(value):
             log.warning("%s is %s and left out of metrics.json", name, value)
             del metrics[name]
-    predictions = (_prediction(fact, answers, before, after) for fact in split.wash)
+    scored = {*washed}
+    predictions = (_prediction(fact, fact in scored, answers, before, after) for fact in split.wash)
     texts = ({"prompt": p, "before": before.texts[p], "after": after.texts[p]} for p in before.texts)
     save_washed(model, tokenizer, unwashed, folder / WASHED, job.save)
     write_json_lines(folder / PREDICTIONS, predictions)
@@ -204,25 +217,29 @@ def _known(facts: Sequence[Fact], answers: Mapping[str, str], rule: Recall) -> l
     return [fact for fact in facts if recalls(answers[fact.prompt], fact.object, rule)]
 
 
-def _unknown(split: FactSplit, answers: Mapping[str, str], rule: Recall) -> Iterator[dict[str, str]]:
-    """The lines of ``unknown_facts.jsonl``: the facts that the model was asked for and does not know."""
+def _unknown(
+    split: FactSplit, known: Set[Fact], answers: Mapping[str, str], kinds: Mapping[Fact, Kind]
+) -> Iterator[dict[str, str]]:
+    """The lines of ``unknown_facts.jsonl``: the facts that were asked for and do not count as known, with the reason."""
     for name, facts in (("wash", split.wash), ("keep", split.keep)):
         for fact in facts:
-            if not recalls(answer := answers[fact.prompt], fact.object, rule):
+            if fact not in known:
                 yield {
                     "id": fact.id,
                     "set": name,
+                    "reason": kinds[fact].value if fact in kinds else "not_recalled",
                     "prompt": fact.prompt,
                     "object": fact.object,
-                    "answer": answer,
+                    "answer": answers[fact.prompt],
                 }
 
 
-def _prediction(fact: Fact, answers: Mapping[str, str], before: Scores, after: Scores) -> dict[str, Any]:
-    """A line of ``predictions.jsonl``; a fact the model never knew is not asked for again."""
+def _prediction(
+    fact: Fact, known: bool, answers: Mapping[str, str], before: Scores, after: Scores
+) -> dict[str, Any]:
+    """A line of ``predictions.jsonl``; a fact that does not count as known is not asked for again."""
     question = Question(fact.prompt, fact.object)
     rule = before.replies.recall
-    known = recalls(answers[fact.prompt], fact.object, rule)
     answer_after = after.replies.answers[fact.prompt] if known else None
     return {
         "id": fact.id,
