@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from law.decoders.greedy_decoding import Recall
-from law.evaluation.known_facts import Kind, count_kinds, kinds_of
+from law.evaluation.known_facts import Kind, count_kinds, kinds_of, list_known_facts
 from law.facts.fact import Fact
 
 
@@ -87,3 +87,20 @@ def test_kinds_are_counted() -> None:
         "facts/known_usual_answer": 0,
         "facts/known_undecided": 0,
     }
+
+
+def test_known_facts_are_listed() -> None:
+    facts = [*SPEAKERS, fact(12, "Dutch Harbor", "Dutch"), fact(13, "Nobody", "Latin")]
+    asked = Asked({f"Person {i} speaks": "Dutch" for i in range(6)} | {"Person 6 speaks": "Greek"}, "nothing")
+    asked.answers["Dutch Harbor speaks"] = "Dutch"
+    found = list_known_facts(facts, asked, Recall.substring, of_subject=True)
+    assert found == {
+        "recall": "substring",
+        "listed": "subject",
+        "asked": 14,
+        "recalled": 8,  # six who speak Dutch, one who speaks Greek, and the harbour with Dutch in its name
+        "kinds": {"subject": 7, "in_prompt": 1, "usual_answer": 0, "undecided": 0},
+        "ids": ["0", "1", "2", "3", "4", "5", "6"],
+    }
+    everything = list_known_facts(facts, asked, Recall.substring, of_subject=False)
+    assert everything["ids"] == sorted([*found["ids"], "12"])

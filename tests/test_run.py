@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from law.evaluation.metrics import describe
 from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import CounterFact
 from law.facts.fact import Fact, FactSplit
+from law.facts.source import Known
 from law.methods.none import Unwashed
 from law.runs.identity import Identity
 from law.runs.sequence import Job, wash_and_score
@@ -443,6 +445,45 @@ def test_a_wash_that_changes_no_weight_is_an_error(tmp_path: Path, inputs: list[
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["status"] == "failed" and "set model.dtype=float32" in manifest["error"]
     assert not (run / "metrics.json").exists() and not (run / "washed").exists()
+
+
+class OneRelation(CounterFact):
+    """All facts have one relation, so that each subject can take the place of each other one."""
+
+    def load(self) -> FactSplit:
+        split = super().load()
+        return FactSplit([replace(fact, relation="any") for fact in split.wash], split.keep)
+
+
+def test_facts_that_do_not_hang_on_their_subject_are_left_alone(
+    tmp_path: Path, trained_lab: TrainedLab
+) -> None:
+    """With dataset.known=subject they are neither washed nor scored, and are listed with the reason."""
+    job = Job(
+        model=ModelSettings(str(trained_lab.model_path), device="cpu"),
+        source=OneRelation(str(trained_lab.facts_path), known=Known.subject),
+        method=Unwashed(),
+        evaluation=EvaluationSettings(fluency=FluencySettings(prompts=0)),
+        tracker=NoTracker(),
+        save=Save.nothing,
+        folder=tmp_path / "run",
+        identity=Identity("test", {}, {}, 0),
+    )
+    metrics = wash_and_score(job)
+    lines = (job.folder / "unknown_facts.jsonl").read_text(encoding="utf-8").splitlines()
+    reasons = Counter(json.loads(line)["reason"] for line in lines)
+    kinds = {
+        key.removeprefix("facts/known_"): n for key, n in metrics.items() if key.startswith("facts/known_")
+    }
+    assert metrics["facts/known"] == metrics["facts/washed"] == kinds.pop("subject") > 0
+    assert reasons.pop("not_recalled", 0) + sum(reasons.values()) == 18 - metrics["facts/known"]
+    assert reasons == {kind: n for kind, n in kinds.items() if n} and reasons
+    assert metrics["forget/of_subject_accuracy"] == metrics["forget/accuracy"] == 1
+    known = [
+        json.loads(line)["known_before"]
+        for line in (job.folder / "predictions.jsonl").read_text().splitlines()
+    ]
+    assert sum(known) == metrics["facts/known"] and len(known) == 18
 
 
 def test_a_metric_that_is_not_finite_is_left_out(

@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from typing import Any
 
 from law.decoders.greedy_decoding import Recall, recalls
 from law.facts.fact import Fact
@@ -79,3 +80,31 @@ def count_kinds(facts: Sequence[Fact], kinds: Mapping[Fact, Kind]) -> dict[str, 
     """The ``facts/known_…`` metrics: how many of ``facts`` are of each kind."""
     counts = Counter(kinds[fact] for fact in facts)
     return {f"facts/known_{kind.value}": counts[kind] for kind in Kind}
+
+
+def list_known_facts(
+    facts: Sequence[Fact],
+    answers: Callable[[Sequence[str]], Mapping[str, str]],
+    rule: Recall,
+    of_subject: bool,
+) -> dict[str, Any]:
+    """The ids of the facts that a model knows, with how many are of each kind.
+
+    Args:
+        facts: all facts that are asked for.
+        answers: as for :func:`kinds_of`.
+        rule: when an answer holds an object.
+        of_subject: list facts of the kind ``subject`` alone, not all that are recalled.
+    """
+    found = answers([*dict.fromkeys(fact.prompt for fact in facts)])
+    known = [fact for fact in facts if recalls(found[fact.prompt], fact.object, rule)]
+    kinds = kinds_of(known, facts, answers, rule)
+    listed = [fact.id for fact in known if not of_subject or kinds[fact] is Kind.subject]
+    return {
+        "recall": rule.value,
+        "listed": "subject" if of_subject else "recalled",
+        "asked": len(facts),
+        "recalled": len(known),
+        "kinds": {kind.value: sum(kinds[fact] is kind for fact in known) for kind in Kind},
+        "ids": sorted(listed),
+    }

@@ -92,6 +92,22 @@ class LocateConfig:
 
 
 @dataclass
+class KnownFactsConfig:
+    """The top level of ``experiments/known_facts.py``.
+
+    Args:
+        seed: of the settings that are seeded; it changes nothing here.
+        output: the file that the list goes to.
+    """
+
+    seed: Seed
+    output: str
+    model: Any
+    dataset: Any
+    evaluation: Any
+
+
+@dataclass
 class TrainConfig(LabSettings):
     """The top level of ``experiments/train_lab.py``: a lab's settings and its world."""
 
@@ -148,6 +164,7 @@ def _register() -> None:
     store.store(name="run_schema", node=RunConfig)
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="locate_schema", node=LocateConfig)
+    store.store(name="known_facts_schema", node=KnownFactsConfig)
     for group, classes in {
         "model": (ModelSettings,),
         "dataset": (CounterFact, ZsRE, WikiLatest, Custom),
