@@ -32,10 +32,15 @@ RECORD = Path(__file__).with_name("stage_versions.json")
 
 # the module that states a stage's VERSION, and the others whose code makes its numbers
 STAGES = {
-    "editing/second_moments": ("decoders/structure", "facts/general_text", "facts/record_files"),
+    "editing/second_moments": (
+        "decoders/structure",
+        "decoders/parts",
+        "facts/general_text",
+        "facts/record_files",
+    ),
     "editing/target_values": (
         *("editing/target_rows", "editing/keys"),
-        *("decoders/structure", "decoders/prompts", "decoders/kv_cache", "facts/fact"),
+        *("decoders/structure", "decoders/parts", "decoders/prompts", "decoders/kv_cache", "facts/fact"),
     ),
     "decoders/greedy_decoding": ("decoders/prompts",),
     "evaluation/likelihood": ("decoders/prompts", "facts/fact"),
