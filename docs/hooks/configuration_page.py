@@ -21,7 +21,7 @@ from hydra.utils import get_class
 
 from law.base.checks import ranges
 from law.base.settings import ROLE, SAME_RESULTS
-from law.runs.configuration import LocateConfig, RunConfig, TrainConfig
+from law.runs.configuration import KnownFactsConfig, LocateConfig, RunConfig, TrainConfig
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = {
@@ -35,6 +35,10 @@ GROUPS = {
 FILES = {
     "config": (RunConfig, "`experiments/wash.py`: one washing run."),
     "locate": (LocateConfig, "`experiments/locate.py`: which layers to edit in a model, and with which λ."),
+    "known_facts": (
+        KnownFactsConfig,
+        "`experiments/known_facts.py`: the facts of a data set that a model knows.",
+    ),
     "train_lab": (TrainConfig, "`experiments/train_lab.py`: train the lab's model."),
 }
 HEAD = """# Configuration

@@ -1,4 +1,4 @@
-"""Texts put before a prompt, so that keys and target values do not hang on one opening (MEMIT)."""
+"""Texts that stand before a prompt, so that keys and target values do not depend on one opening (MEMIT)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Keys K and outputs h_L at the subject's last token (MEMIT, equations 12 to 14; method.md, 2).
+"""Keys K and outputs h_L at the subject's last token (MEMIT, equations 12 to 14; docs/explanation/method.md).
 
-What the methods need of them are two sums over facts, K Kᵀ and K rᵀ. :func:`key_sums` adds them up a
-chunk of facts at a time, so that memory does not grow with the number of facts.
+The methods need two sums over facts: K Kᵀ and K rᵀ. :func:`key_sums` computes them for a chunk of facts at a
+time, so that memory does not grow with the number of facts.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-r"""The least-squares system of one layer (MEMIT, equation 14; method.md, section 3).
+r"""The least-squares system of one layer (MEMIT, equation 14; docs/explanation/method.md).
 
 .. math:: (\lambda C + K K^T)\, \Delta = K r^T
 
-Its solution moves the keys K by the residual r and general text, of which C is taken, little.
+Its solution moves the output at the keys K by the residual r, and changes little on general text, from which C is computed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class System:
 
 
 def norm(matrix: Tensor) -> float:
-    """‖·‖_F, added up in float64: in half precision it would be rounded to three digits."""
+    """‖·‖_F, summed in float64, since half precision would round it to three digits."""
     return torch.linalg.vector_norm(matrix, dtype=torch.float64).item()
 
 

@@ -1,10 +1,10 @@
-r"""Second moments :math:`C_l = E[k k^T]` of the keys of general text (method.md, words and symbols).
+r"""Second moments :math:`C_l = E[k k^T]` of the keys of general text (docs/explanation/method.md).
 
-They say which directions of key space ordinary text uses; an update that is small in them leaves
-ordinary text alone. They are taken of the unedited model, once, and kept in a cache.
+They say which directions of key space general text uses. An update that is small in these directions changes
+little on general text. They are computed once, on the unedited model, and kept in a cache.
 
-Every token of the text counts alike. Where a tokenizer begins each text with a beginning-of-text token, that token
-counts as well, once a document, as in MEMIT's code. GPT-2's tokenizer adds none.
+Every token of the text has the same weight. If the tokenizer adds a beginning-of-text token, that token counts once for
+each document, as in MEMIT's code. GPT-2's tokenizer adds none.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ PIECE = 2048
 
 @dataclass
 class MomentSettings(TextSettings):
-    """Which text the second moments are taken of: 100,000 documents of Wikipedia in the paper.
+    """The text from which second moments are computed: 100,000 documents of Wikipedia in the paper.
 
-    It should be general: with the washed facts in it, C protects exactly what is to go.
+    It should be general text without the facts to wash. Otherwise C protects these facts.
 
     Args:
         batch_size: tokens in a forward pass; ``null`` measures it.

@@ -1,7 +1,7 @@
-"""The rows that z* of several facts is optimised on, with a shift δ in place (method.md, section 1).
+"""The rows on which z* of several facts is optimised, with a shift δ in place (docs/explanation/method.md).
 
-Attention is causal: δ moves nothing before the subject's last token. What stands before it is read once, by
-all blocks; what stands from it on is run once up to block L, and then, with each δ, through the blocks above.
+Attention is causal, so δ changes nothing before the subject's last token. All blocks read the tokens before it once.
+The tokens from it on run once up to block L, and then, with each δ, through the blocks above L.
 """
 
 from __future__ import annotations

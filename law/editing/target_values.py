@@ -1,7 +1,7 @@
-r"""Target values z*: what block L should output at the subject's last token (method.md, section 1).
+r"""Target values z*: what block L should output at the subject's last token (docs/explanation/method.md).
 
-For each fact, a shift :math:`\delta` of :math:`h_L` is found that makes the model answer with
-end-of-text, in every context, while what it says of the subject elsewhere stays:
+For each fact, an optimisation finds a shift :math:`\delta` of :math:`h_L` that makes the model answer with
+end-of-text in every context. A second term keeps what the model says about the subject elsewhere:
 
 .. math::
     \min_\delta\; \frac1{|c|}\sum_c \mathrm{NLL}_c(\delta)
@@ -10,8 +10,9 @@ end-of-text, in every context, while what it says of the subject elsewhere stays
     \qquad \lVert\delta\rVert \le \rho\,\lVert h_L^0\rVert,
     \qquad z^* = h_L^0 + \delta
 
-Facts are independent, so many are optimised at once, and those that are done leave the batch. A batch holds facts
-with alike many tokens from the subject's last on, since δ moves nothing before it (:mod:`law.editing.target_rows`).
+Facts are independent, so many are optimised at once, and those that are done leave the batch. The facts of a batch have
+similar numbers of tokens from the subject's last one on, because δ changes nothing before it
+(:mod:`law.editing.target_rows`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-r"""Fine-tuning on end-of-text, the FT baseline of LAW (method.md, the other baselines).
+r"""Fine-tuning on end-of-text, the FT baseline of LAW's paper.
 
-The text x of a fact is its prompt, answered as z* is to answer it: by a space and end-of-text. It is
-made likely, and the object's place is taken:
+The text x of a fact is its prompt, followed by the answer that z* aims at: a space and end-of-text. Fine-tuning makes
+this text likely, so that it replaces the object:
 
 .. math:: \min_\theta\; -\frac{1}{|x|}\sum_{t} \log p_\theta(x_t \mid x_{<t})
 """
@@ -38,7 +38,7 @@ class FineTuning(Tuning):
         facts: Sequence[Fact],
         report: Report = lambda _: None,
     ) -> None:
-        """Fine-tune ``model`` on the prompts of ``facts``, each ended at once."""
+        """Fine-tune ``model`` on the prompts of ``facts``, each followed by end-of-text."""
         self.check(model)
         ending = end_of_text_target(tokenizer)
         prompts: list[list[int]] = tokenizer([fact.prompt for fact in facts])["input_ids"]

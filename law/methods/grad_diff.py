@@ -1,14 +1,14 @@
 r"""Gradient difference (Liu et al. 2022, arXiv 2203.12817): gradient ascent with a retain loss.
 
-The whole text of the facts is made less likely, as in gradient ascent, while general text is to
-stay as likely as it can be:
+The whole text of the facts becomes less likely, as in gradient ascent. A second term keeps general text
+likely:
 
 .. math::
     \min_\theta\;
     \frac{1}{|x|}\sum_{t \in x} \log p_\theta(x_t \mid x_{<t})
     - w\,\frac{1}{|y|}\sum_{t \in y} \log p_\theta(y_t \mid y_{<t})
 
-with x the facts' text (prompt and object, as FT-UL has it) and y the general text of a step.
+with x the facts' text (prompt and object, as in FT-UL) and y the general text of a step.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-r"""Gradient ascent, the FT-UL baseline of LAW (method.md, the other baselines).
+r"""Gradient ascent, the FT-UL baseline of LAW's paper.
 
-The text of every fact, prompt and object together, is made less likely:
+The text of every fact, prompt and object together, becomes less likely:
 
 .. math:: \min_\theta\; \frac{1}{|x|}\sum_{t} \log p_\theta(x_t \mid x_{<t})
 
-by AdamW, batch by batch. It knows nothing of what should stay: below some learning rate nothing is
-forgotten, above it everything is.
+by AdamW, batch by batch. No term of the loss protects what should stay. Below some learning rate the model forgets
+nothing, and above it the model forgets everything.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-r"""LAW, large-scale washing (Wang et al., ICLR 2025; method.md, sections 3 and 4).
+r"""LAW, large-scale washing (Wang et al., ICLR 2025; docs/explanation/method.md).
 
-MEMIT's update answers "put z* there"; washing only asks that the old value goes. LAW starts from
-MEMIT's update and, in each layer, moves the output at the facts' keys as far as general text
-allows:
+MEMIT moves each fact to the particular value z*. Washing only asks that the old value goes. LAW starts from
+MEMIT's update and, in each layer, moves the output at the facts' keys as far as possible under a limit on the
+change of general text:
 
 .. math::
     \max_\Delta\; \lVert \Delta^T K \rVert_F^2
@@ -11,10 +11,10 @@ allows:
     \qquad
     \beta = \rho_\beta\,\frac{\operatorname{tr}(\Delta_0^T C \Delta_0)}{\operatorname{tr}(C)}
 
-by Adam, scaling Δ back onto the constraint after each step. With :math:`G = K K^T` the objective
-is :math:`\operatorname{tr}(\Delta^T G \Delta)` and its gradient :math:`2 G \Delta`, so that an
-iteration costs the same however many facts there are. The best *feasible* iterate is kept: Adam's
-steps soon lose what the first ones gained.
+Adam performs the ascent. When a step breaks the constraint, Δ is scaled back onto it. With :math:`G = K K^T` the
+objective is :math:`\operatorname{tr}(\Delta^T G \Delta)` and its gradient is :math:`2 G \Delta`, so that an
+iteration costs the same for any number of facts. The best *feasible* iterate is kept, because later steps often lose
+what the first ones gained.
 
 *Successive elimination*: after a layer, only the facts that are still recalled go on to the next.
 """
@@ -53,14 +53,14 @@ BetaRatio = Annotated[
 Decay = Annotated[float, Accepted("a number above 0 and below 1", lambda x: 0 < x < 1)]
 
 BLOCKS = 8
-"""C is multiplied by in so many rows of blocks: 9 of 16 of its products are left."""
+"""Products with C are computed in so many rows of blocks. C is symmetric, so 9 of 16 products suffice."""
 
 
 class Iterate(Enum):
     """Which iterate of the ascent becomes the update.
 
-    ``best`` is the best feasible one, ``last`` the last, and ``literal`` what the authors' code returns:
-    the matrix after the step from the best iterate, kept as an alias that later steps go on moving
+    ``best`` is the best feasible one, and ``last`` is the last one. ``literal`` is what the authors' code returns:
+    an alias of the matrix after the step from the best iterate, which later steps go on changing
     (docs/fidelity.md).
     """
 
@@ -140,7 +140,7 @@ class LAW(Checked):
     recall: Recall = Recall.substring
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what MEMIT, the start, would refuse."""
+        """Refuse what MEMIT would refuse, since LAW starts from it."""
         self.initial.check(model)
 
     def wash(
@@ -236,7 +236,7 @@ class LAW(Checked):
 def taken_of(C: Tensor, delta: Tensor) -> Tensor:
     """What an update takes of the constraint: tr(ΔᵀCΔ) / tr(C).
 
-    C is symmetric, so that its blocks below the diagonal are counted twice above it and not multiplied.
+    C is symmetric, so the blocks above the diagonal count twice, and those below it are not multiplied.
     """
     taken, size = delta.new_zeros(()), math.ceil(len(C) / BLOCKS)
     for first in range(0, len(C), size):

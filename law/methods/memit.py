@@ -1,15 +1,15 @@
-r"""MEMIT, washing by end-of-text (Meng et al., ICLR 2023; method.md, section 3).
+r"""MEMIT, washing by end-of-text (Meng et al., ICLR 2023; docs/explanation/method.md).
 
-The residual between where block L's output should be and where it is gets spread over the edited
-layers :math:`R`. In order, with the earlier layers' updates in place, layer
-:math:`l = R_i` takes
+The residual is the difference between what block L should output and what it outputs. MEMIT distributes it over the
+edited layers :math:`R`. In order, with the updates of the earlier layers in place, the update of layer
+:math:`l = R_i` is
 
 .. math::
     r = \frac{z^* - h_L}{|R| - i}, \qquad
     \Delta_l = (\lambda C_l + K K^T)^{-1} K r^T, \qquad
     W_l \leftarrow W_l + \Delta_l,
 
-the least-squares answer to :math:`\Delta^T K = r` that moves general text little.
+the least-squares solution of :math:`\Delta^T K = r` that changes little on general text.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MEMIT(Checked):
         contexts: texts with ``{}`` in the place of the prompt; ``null`` samples five from the model.
         context_seed: the seed of that sampling.
         batch_size: prompts in a forward pass.
-        cache: the folder in which C and z* are kept under the hash of what they hang on; ``null``
+        cache: the folder in which C and z* are kept under the hash of what they depend on; ``null``
             keeps none.
     """
 
@@ -66,7 +66,7 @@ class MEMIT(Checked):
     cache: str | None = field(default=None, metadata=SAME_RESULTS)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse layers that the model lacks, and a text for moments that does not exist."""
+        """Refuse layers that the model does not have, and a text for second moments that does not exist."""
         Decoder(model).check_layers(self.layers)
         self.moments.check()
 
@@ -88,7 +88,7 @@ class MEMIT(Checked):
 
 @dataclass(frozen=True)
 class Problem:
-    """What MEMIT and LAW start from: the model's view, the facts, C, z* and the contexts."""
+    """What MEMIT and LAW start from: the decoder, the facts, C, z* and the contexts."""
 
     decoder: Decoder
     tokenizer: PreTrainedTokenizerBase

@@ -1,7 +1,7 @@
 r"""Negative preference optimisation (Zhang et al. 2024, arXiv 2404.05868), with a retain loss.
 
-The object y after the prompt x is treated as an answer that is not preferred. Against the unwashed
-model :math:`\pi_0`,
+The object y after the prompt x is an answer that is not preferred. With the unwashed model :math:`\pi_0` as the
+reference,
 
 .. math::
     \min_\theta\;
@@ -9,10 +9,9 @@ model :math:`\pi_0`,
     \log\Bigl(1 + \Bigl(\frac{\pi_\theta(y \mid x)}{\pi_0(y \mid x)}\Bigr)^{\beta}\Bigr)
     - w\,\frac{1}{|z|}\sum_{t \in z} \log p_\theta(z_t \mid z_{<t})
 
-with z the general text of a step. The ratio is that of the object's whole span, a fact at a time,
-as the paper has it of an answer given its question. Its gradient is gradient ascent's times a weight
-that falls to zero as the answer becomes unlikely, where gradient ascent never stops; with β → 0 the
-two agree.
+with z the general text of a step. The ratio is computed over the object's whole span, for one fact at a time, as in the
+paper for an answer to its question. The gradient is that of gradient ascent, times a weight that falls to zero as
+the answer becomes unlikely. Gradient ascent has no such weight and never stops. With β → 0 the two agree.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 r"""RMU, representation misdirection (Li et al. 2024, arXiv 2403.03218: WMDP).
 
-At layer l, the hidden states h of the facts' text are driven to one random direction, those of
-general text held where the unwashed model has them:
+At layer l, the hidden states h of the facts' text are driven to one random vector. The hidden states of general text
+are held at those of the unwashed model:
 
 .. math::
     \min_W\;
@@ -9,9 +9,9 @@ general text held where the unwashed model has them:
     + \alpha\,\frac{1}{T' d}\sum_{t \in y} \lVert h_W(t) - h_0(t) \rVert^2
 
 with u a unit vector whose entries are drawn evenly from [0, 1), x the facts' text and y general
-text. Only the down-projections W of the last few layers up to l are tuned. The paper writes
-:math:`\lVert\cdot\rVert^2`, its code the mean over the d = d_model entries, as here: α is the same in
-both, the gradient's scale is not, which Adam does not see.
+text. Only the down-projections W of a few layers up to l are tuned. The paper writes :math:`\lVert\cdot\rVert^2`. Its
+code uses the mean over the d = d_model entries, and so does this one. α is the same in both. The scale of the gradient
+differs, but Adam does not depend on it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class RMU(Tuning):
             )
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what fine-tuning refuses, layers that the model lacks, and a missing retain text."""
+        """Refuse what fine-tuning refuses, layers that the model does not have, and a missing retain text."""
         super().check(model)
         Decoder(model).check_layers(self.layers)
         self.retain.check()
@@ -109,7 +109,7 @@ def loss(hidden: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
 
 @contextmanager
 def _unwashed(model: PreTrainedModel, weights: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
-    """The weights hold ``values`` inside: h₀, without dropout, at the cost of the tuned layers alone."""
+    """Inside, the weights hold ``values`` and there is no dropout, so that the model computes h₀."""
     tuned = [weight.data for weight in weights]
     model.eval()
     for weight, value in zip(weights, values, strict=True):

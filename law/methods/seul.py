@@ -1,7 +1,7 @@
-r"""SeUL, selective unlearning (Wang et al. 2024, arXiv 2402.05813; method.md, the other baselines).
+r"""SeUL, selective unlearning (Wang et al. 2024, arXiv 2402.05813).
 
-Only the object's span :math:`s` of a fact's text is made less likely; prompts, which other facts
-share, are left out of the loss:
+Only the object's span :math:`s` of a fact's text becomes less likely. The loss leaves out the prompts, because other
+facts share them:
 
 .. math:: \min_\theta\; \frac{1}{|s|}\sum_{t \in s} \log p_\theta(x_t \mid x_{<t})
 

@@ -1,7 +1,7 @@
-r"""WOH, "who is Harry Potter" (Eldan and Russinovich 2023, arXiv 2310.02238; method.md, the other baselines).
+r"""WOH, "who is Harry Potter" (Eldan and Russinovich 2023, arXiv 2310.02238).
 
-A copy of the model is *reinforced*: fine-tuned on the facts until it tells them more readily. Where
-that raises a logit, the washed model is to lower it. With logits :math:`v_0` of the unwashed model
+A copy of the model is *reinforced*: it is fine-tuned on the facts, so that they become more likely. Where
+this raises a logit, the washed model should lower it. With logits :math:`v_0` of the unwashed model
 and :math:`v_+` of the reinforced one, at each of the T tokens of a fact's text,
 
 .. math::
@@ -30,7 +30,7 @@ from law.tuning.training_rows import Batch, cross_entropy, fact_rows, token_logi
 
 @dataclass
 class WOH(Tuning):
-    """Regress onto the logits that a reinforced copy argues against.
+    """Regress onto the logits of the unwashed model, less what a reinforced copy adds to them.
 
     Published: 5e-5, batches of two, α 0.5 on GPT-2 XL; α 5 (0.5 on Wiki-Latest) with LoRA on GPT-J.
     The number of epochs of the regression is not published with them; one is this project's choice.

@@ -96,7 +96,7 @@ class KnownFactsConfig:
     """The top level of ``experiments/known_facts.py``.
 
     Args:
-        seed: of the settings that are seeded; it changes nothing here.
+        seed: the seed of the draw, which does not matter when all facts are asked.
         output: the file that the list goes to.
     """
 

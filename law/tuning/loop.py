@@ -120,9 +120,9 @@ def tune(
 ) -> None:
     """Descend the terms' weighted sum, in place: ``parameters`` only, or adapters, or every weight.
 
-    An epoch goes over the first term's rows once; the others' are drawn along, as often as needed.
-    The model is in training mode meanwhile, dropout included, as in the authors' fine-tuning; the
-    draws of dropout hang on the seed (and, where memory runs out, on the halved forward pass).
+    An epoch goes over the first term's rows once. Rows of the other terms are drawn beside them, as often as needed.
+    The model is in training mode meanwhile, with dropout, as in the authors' fine-tuning. The draws of dropout
+    depend on the seed, and, when memory runs out, on the halved forward pass.
 
     Args:
         model: the model that is tuned.

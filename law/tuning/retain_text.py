@@ -1,4 +1,4 @@
-"""General text that a baseline is asked to keep: the retain set of its second loss."""
+"""General text that a baseline should keep: the text of its second loss."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Retain(TextSettings):
-    """Which general text is kept, and how much that counts.
+    """Which general text is kept, and the weight of its loss.
 
     Args:
         documents: how many documents are read, from the first on; all are held in memory.

@@ -1,4 +1,4 @@
-"""Texts as rows of tokens with labels, and the losses that the baselines take of them."""
+"""Texts as rows of tokens with labels, and the losses of the baselines."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def fact_rows(
 
 
 def pad(rows: Sequence[Row], index: Sequence[int], device: torch.device) -> Batch:
-    """A batch of rows; what it is padded with is masked and unlabelled, and so has no effect."""
+    """A batch of rows. Padding is masked and has no label, so it has no effect."""
     ids, mask = pad_right([row.ids for row in rows], 0, device)
     labels, _ = pad_right([row.labels for row in rows], IGNORED, device)
     return Batch(ids, mask, labels, list(index))
