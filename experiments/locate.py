@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from law.base.files import write_text
 from law.decoders.description import anatomy, habits
 from law.decoders.loading import load_model
 from law.decoders.structure import Decoder
@@ -68,7 +69,7 @@ def main(config: DictConfig) -> Trial:
     folder = Path(config.output)
     plot_tracing(tracing, trials, folder / "locate.png")
     preset = OmegaConf.to_yaml({"layers": chosen.layers, "lam": chosen.lam})
-    (folder / "memit.yaml").write_text(preset, encoding="utf-8")
+    write_text(folder / "memit.yaml", [preset])
     console.print(
         f"Proposed from {chosen.washed} facts ({folder}/memit.yaml; picture: {folder}/locate.png):\n{preset}"
     )

@@ -99,8 +99,8 @@ class Cache:
         self.folder = folder
         self.spared_s = 0.0
         self.hashes = FileHashes(folder)
-        if folder is not None:
-            remove_partial(folder, STALE_S)
+        for place in [] if folder is None else [folder, *folder.glob("*.items")]:
+            remove_partial(place, STALE_S)
 
     def json(self, name: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """The JSON value kept under ``key``, computed when there is none."""

@@ -44,8 +44,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def remove_partial(folder: Path, older_s: float = 0.0) -> None:
-    """Remove what killed runs have left half-written below ``folder`` and not touched for ``older_s`` seconds."""
-    for partial in [*folder.rglob(f"*{PARTIAL}")]:
+    """Remove what killed runs have left half-written in ``folder`` and not touched for ``older_s`` seconds."""
+    for partial in folder.glob(f"*{PARTIAL}"):
         try:
             if time.time() - partial.stat().st_mtime >= older_s:
                 remove(partial)

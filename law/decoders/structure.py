@@ -204,9 +204,11 @@ class Decoder:
             seen.append(isinstance(output, tuple))
 
         handle = self.blocks[0].register_forward_hook(look)
-        with torch.no_grad():
-            self.hidden_states(torch.zeros(1, 1, dtype=torch.long, device=self.device), None, 0)
-        handle.remove()
+        try:
+            with torch.no_grad():
+                self.hidden_states(torch.zeros(1, 1, dtype=torch.long, device=self.device), None, 0)
+        finally:
+            handle.remove()
         return seen[0]
 
 

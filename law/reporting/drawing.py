@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from law.base.files import replacing
 from law.evaluation.metrics import describe
 from law.reporting.comparability import panels_of
 from law.reporting.labels import labels
@@ -96,4 +97,10 @@ def finish(figure: Figure, handles: Handles, title: str, path: Path) -> None:
     figure.set_figheight(figure.get_figheight() + 0.21 * lines)
     figure.suptitle(textwrap.fill(plain(title), int(11 * figure.get_figwidth())), fontsize="medium")
     figure.legend(handles.values(), names, loc="outside lower center", ncols=columns, frameon=False)
-    figure.savefig(path, dpi=200, bbox_inches="tight")
+    save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, with all that reaches beyond it."""
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=200, bbox_inches="tight", format="png")

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, harmonic_mean, stdev
 
+from law.base.files import replacing
 from law.evaluation.metrics import METRICS, Metric, describe
 from law.reporting.comparability import panels_of
 from law.reporting.labels import labels
@@ -97,7 +98,7 @@ def write_csv(sweep: Sweep, path: Path) -> None:
     columns = (
         "model dataset method label settings tasks recall metric unit better runs mean std stderr n before"
     )
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns.split(), lineterminator="\n")
         writer.writeheader()
         for panel in panels_of(sweep.setups):

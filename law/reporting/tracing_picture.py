@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from law.editing.causal_tracing import Effect
+from law.reporting.drawing import save
 from law.runs.locating import Tracing, Trial, best
 
 BLUE, ORANGE, GREEN, BLACK = "#0072B2", "#D55E00", "#009E73", "0.2"
@@ -58,7 +59,7 @@ def plot_tracing(tracing: Tracing, trials: Sequence[Trial], path: Path) -> None:
     washed.legend(frameon=False)
     for axes in (exchanged, restored, washed):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=150)
+    save(figure, path)
 
 
 def _band(axes: Axes, effects: Sequence[Effect], colour: str, marker: str, label: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from law.base.files import write_text
 from law.reporting.loading import load_sweep
 from law.reporting.published_numbers import load_published
 from law.reporting.summary import write_csv
@@ -27,9 +28,9 @@ def write_tables(folder: Path, published: Path | None = None) -> tuple[list[Path
     sweep = load_sweep(folder)
     report = build_report(sweep, quoted)
     paths = [folder / name for name in ("table.md", "table.csv", "table.tex")]
-    paths[0].write_text(to_markdown(report.short, report.full, report.remarks), encoding="utf-8")
+    write_text(paths[0], [to_markdown(report.short, report.full, report.remarks)])
     write_csv(sweep, paths[1])
-    paths[2].write_text(to_latex(report.full, report.remarks), encoding="utf-8")
+    write_text(paths[2], [to_latex(report.full, report.remarks)])
     if can_plot_tradeoff(sweep):
         paths.append(folder / "tradeoff.png")
         plot_tradeoff(sweep, paths[-1])
