@@ -211,7 +211,7 @@ def waits() -> dict[str, Any]:
     """What the host waits for, in loops of two lengths each."""
     model, tokenizer = load()
     decoder, texts = Decoder(model), TEXT.read_text(encoding="utf-8").splitlines()[:50]
-    settings = replace(TARGETS, stop_below=-1.0)
+    settings = replace(TARGETS, stop_below=0.0)
     decoder._blocks_return_tuples  # noqa: B018 (asked once a model)
     return {
         "ascent": [
