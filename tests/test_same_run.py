@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import pytest
+from huggingface_hub import constants
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -23,6 +24,7 @@ from law.base.code import code_hash
 from law.base.errors import LawError
 from law.base.files import FileHashes
 from law.base.settings import FILES, ROLE, SAME_RESULTS
+from law.decoders.loading import ModelSettings
 from law.facts import wiki_latest
 from law.runs import configuration
 from law.runs import identity as identities
@@ -115,6 +117,7 @@ SAME = {
 }
 READ = {
     *("ModelSettings.path", "CounterFact.path", "ZsRE.path", "WikiLatest.path", "Custom.path"),
+    *("CounterFact.ids", "ZsRE.ids", "WikiLatest.ids", "Custom.ids"),
     *("MomentSettings.text", "MomentSettings.dataset", "Retain.text", "Retain.dataset"),
     *("FluencySettings.text", "ReasoningSettings.data"),
 }
@@ -202,6 +205,36 @@ def test_the_fetched_file_and_the_one_that_was_made_are_inputs(
         path.write_text("other")
         assert before.inputs["dataset"] is not None
         assert identity_of(*asked).inputs["dataset"] != before.inputs["dataset"]
+
+
+def test_a_model_of_the_hub_is_known_by_the_revision_in_its_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    hashes, model = FileHashes(None), ModelSettings("some/model")
+    assert model.content(hashes) is None  # not fetched yet
+    revision = tmp_path / "models--some--model" / "refs" / "main"
+    revision.parent.mkdir(parents=True)
+    revision.write_text("a" * 40)
+    first = model.content(hashes)
+    assert first is not None
+    revision.write_text("b" * 40)
+    assert model.content(hashes) not in (None, first)
+    assert ModelSettings("no such name").content(hashes) is None
+
+
+def test_a_model_with_an_adapter_is_also_the_model_below(tmp_path: Path) -> None:
+    hashes, base, adapter = FileHashes(None), tmp_path / "base", tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    model = ModelSettings(str(adapter))
+    assert model.content(hashes) is None
+    base.mkdir()
+    seen = []
+    for path, text in ((base / "config.json", "{}"), (base / "config.json", "[]"), (adapter / "weights", "")):
+        path.write_text(text)
+        seen.append(json.dumps(model.content(hashes)))
+    assert len(set(seen)) == 3 and "null" not in seen
 
 
 def test_the_carried_rows_of_tasks_are_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import constants, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub import constants
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -53,15 +52,22 @@ class ModelSettings(Checked):
     parts: Parts = field(default_factory=Parts)
 
     def content(self, hashes: FileHashes) -> Any:
-        """The files of a local folder with their hashes, or the revision in the hub's cache; ``None`` without either."""
-        folder = Path(self.path)
-        if folder.is_dir():
-            return hashes.of_folder(folder)
+        """What the model's files hold, and those of the model that an adapter changes; ``None`` where they are not here."""
         try:
-            kept = try_to_load_from_cache(self.path, "config.json")
-        except HFValidationError:
-            return None  # no name that a hub could have
-        return Path(kept).parent.name if isinstance(kept, str) else None
+            adapter = find_adapter(self.path, local=True)
+            base = base_of(adapter, self.path) if adapter else self.path
+        except (OSError, ValueError, LawError):
+            return None
+        found = [_content(path, hashes) for path in dict.fromkeys((self.path, base))]
+        return None if None in found else found
+
+
+def _content(path: str, hashes: FileHashes) -> dict[str, str] | str | None:
+    """The files of a local folder with their hashes, or the revision in the hub's cache; ``None`` without either."""
+    if Path(path).is_dir():
+        return hashes.of_folder(Path(path))
+    revision = _cached(path) / "refs" / "main"
+    return revision.read_text() if revision.is_file() else None
 
 
 def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -156,12 +162,17 @@ def refuse_quantised(config: Mapping[str, Any], path: str) -> None:
             )
 
 
+def _cached(path: str) -> Path:
+    """Where the hub's cache keeps a model."""
+    return Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}"
+
+
 def _what_is_there(path: str, local: bool) -> str:
     """What was found where a model was looked for."""
     folder = Path(path)
     if folder.is_dir():
         return f"that folder holds {', '.join(sorted(f.name for f in folder.iterdir())) or 'nothing'}"
-    cached = Path(constants.HF_HUB_CACHE) / f"models--{path.replace('/', '--')}"
+    cached = _cached(path)
     hub = "the hub can't be reached" if local else "the hub did not give it"
     return f"there is no folder {path}, {hub}, and its cache has no complete copy in {cached}"
 
