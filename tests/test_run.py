@@ -136,7 +136,7 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
             seed,
             "memit",
         )
-        assert manifest["stages_s"].keys() == {"load", "score_before", "wash", "score_after"}
+        assert manifest["stages_s"].keys() == {"load", "score_before", "wash", "score_after", "save"}
         # the model has learned facts alone: what it guesses is no reasoning that could be lost
         assert manifest["reasoning_tasks"] == manifest["tasks_at_chance"] == ["lab_larger"]
         assert metrics["reasoning/lab_larger/chance"] == 1 / 2

@@ -13,11 +13,11 @@ from enum import Enum
 from itertools import islice
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import shortened
 from law.base.processes import gathered, mine
+from law.base.progress import progress
 from law.decoders.batching import Batches
 from law.decoders.prompts import check_length, token_ids
 from law.facts.fact import Fact, Question
@@ -121,7 +121,7 @@ def _decode(
     batches = Batches(batch_size, first=16, largest=1024)
     model.eval()
     left, first = iter(prompts), 0
-    with tqdm(total=total, desc=description, leave=False, disable=None) as progress:
+    with progress(description, total, "prompts") as bar:
         while chunk := list(islice(left, CHUNK)):
             rows = token_ids(tokenizer, chunk)
             by_length: dict[int, list[int]] = defaultdict(list)
@@ -142,7 +142,8 @@ def _decode(
                 own = mine(same)
                 for batch, texts in batches.run(own, [1] * len(own), answer):
                     found |= zip(batch, texts, strict=True)
-                    progress.update(len(batch))
+                    bar.update(len(batch))
+            bar.update(len(chunk) - len(found))  # what other processes have answered
             answers = {place: text for part in gathered(found) for place, text in part.items()}
             yield from (answers[place] for place in range(len(chunk)))
             first += len(chunk)

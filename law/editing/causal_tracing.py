@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from law.base.progress import tracked
 from law.decoders.prompts import (
     SubjectPrompt,
     answered_prompts,
@@ -75,7 +75,7 @@ def interchange(
     count = len(decoder.blocks)
     falls: list[list[float]] = [[] for _ in range(count)]
     lost, followed = [0] * count, [0] * count
-    for first in tqdm(range(0, len(pairs), batch_size), desc="interchange", leave=False, disable=None):
+    for first in tracked(range(0, len(pairs), batch_size), "interchange", "batches"):
         batch = pairs[first : first + batch_size]
         rows = torch.arange(len(batch), device=decoder.device)
         (ids, mask), (other_ids, other_mask) = (
@@ -139,7 +139,7 @@ def noise_tracing(
     count = len(modules)
     rises: list[list[float]] = [[] for _ in range(count)]
     batches = list(equal_length_batches([len(p.ids) for p in prompts], max(1, batch_size // samples)))
-    for batch in tqdm(batches, desc=f"noise, {restored}", leave=False, disable=None):
+    for batch in tracked(batches, f"noise, {restored}", "batches"):
         chosen = [prompts[i] for i in batch]
         ids = torch.tensor([p.ids for p in chosen], device=decoder.device)  # (b, t)
         at = torch.tensor([p.position for p in chosen], device=decoder.device)

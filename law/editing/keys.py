@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from law.base.processes import add_up, mine
+from law.base.progress import Bar, progress
 from law.decoders.prompts import SubjectPrompt, equal_length_batches, subject_prompt
 from law.decoders.structure import Decoder
 from law.facts.fact import Fact, trimmed
@@ -36,8 +36,9 @@ def subject_keys(
     contexts: Sequence[str],
     layers: list[int],
     batch_size: int,
+    bar: Bar | None = None,
 ) -> dict[int, Tensor]:
-    """K of every layer in ``layers``, (d_ff, n) each in float32, in one pass over the prompts.
+    """K of every layer in ``layers``, (d_ff, n) each in float32, in one pass over the prompts; ``bar`` counts them.
 
     A column is the mean over the two types of context: the bare prompt weighs one half, the mean of
     the others the other half.
@@ -48,7 +49,7 @@ def subject_keys(
         for template in place(fact.template, contexts)
     ]
     keys: dict[int, Tensor] = {}
-    for batch, rows, at in _batches(decoder, prompts, batch_size, "keys"):
+    for batch, rows, at in _batches(decoder, prompts, batch_size):
         with decoder.capture_keys(layers) as captured:
             decoder.hidden_states(rows, None, layers[-1])
         for layer in layers:
@@ -56,6 +57,8 @@ def subject_keys(
             if layer not in keys:
                 keys[layer] = k.new_empty(len(prompts), k.shape[1])
             keys[layer][batch] = k
+        if bar is not None:
+            bar.update(len(batch))
     per_fact = 1 + len(contexts)
     weights = torch.full((per_fact, 1), 0.5 / max(1, len(contexts)), device=decoder.device)
     weights[0] = 0.5 if contexts else 1.0
@@ -77,7 +80,7 @@ def subject_outputs(
     """h_L (d_model, n): the output of block ``layer`` at the subject's last token of the bare prompt."""
     prompts = [subject_prompt(tokenizer, fact.template, fact.subject) for fact in facts]
     outputs = torch.empty(len(prompts), decoder.d_model, dtype=decoder.model.dtype, device=decoder.device)
-    for batch, rows, at in _batches(decoder, prompts, batch_size, "outputs"):
+    for batch, rows, at in _batches(decoder, prompts, batch_size):
         outputs[batch] = decoder.hidden_states(rows, None, layer)[torch.arange(len(batch)), at]
     return outputs.T
 
@@ -108,26 +111,25 @@ def key_sums(
     right = gram.new_zeros(d_ff, decoder.d_model)
     size = gram.new_zeros(())
     own = mine(range(len(facts)))
-    for first in range(0, len(own), CHUNK):
-        chunk = own[first : first + CHUNK]
-        asked = [facts[i] for i in chunk]
-        K = subject_keys(decoder, tokenizer, asked, contexts, [layer], batch_size)[layer].double()
-        gram += K @ K.T  # (d_ff, chunk) @ (chunk, d_ff)
-        if residual is not None:
-            r = residual(chunk).double()
-            right += K @ r.T  # (d_ff, chunk) @ (chunk, d_model)
-            size += r.square().sum()
+    with progress(f"keys, layer {layer}", len(own) * (1 + len(contexts)), "prompts") as bar:
+        for first in range(0, len(own), CHUNK):
+            chunk = own[first : first + CHUNK]
+            asked = [facts[i] for i in chunk]
+            K = subject_keys(decoder, tokenizer, asked, contexts, [layer], batch_size, bar)[layer].double()
+            gram += K @ K.T  # (d_ff, chunk) @ (chunk, d_ff)
+            if residual is not None:
+                r = residual(chunk).double()
+                right += K @ r.T  # (d_ff, chunk) @ (chunk, d_model)
+                size += r.square().sum()
     add_up(gram, right, size)
     return KeySums(gram, right, size.item())
 
 
 def _batches(
-    decoder: Decoder, prompts: list[SubjectPrompt], batch_size: int, description: str
+    decoder: Decoder, prompts: list[SubjectPrompt], batch_size: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
-    """(indices, token ids (b, t), positions (b)) of batches without padding, with a progress bar."""
-    with tqdm(total=len(prompts), desc=description, leave=False, disable=None) as progress:
-        for batch in equal_length_batches([len(p.ids) for p in prompts], batch_size):
-            rows = torch.tensor([prompts[i].ids for i in batch], device=decoder.device)
-            at = torch.tensor([prompts[i].position for i in batch], device=decoder.device)
-            yield batch, rows, at
-            progress.update(len(batch))
+    """(indices, token ids (b, t), positions (b)) of batches without padding."""
+    for batch in equal_length_batches([len(p.ids) for p in prompts], batch_size):
+        rows = torch.tensor([prompts[i].ids for i in batch], device=decoder.device)
+        at = torch.tensor([prompts[i].position for i in batch], device=decoder.device)
+        yield batch, rows, at

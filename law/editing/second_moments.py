@@ -18,7 +18,6 @@ from time import monotonic, perf_counter
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from law.base.cache import SECONDS, Cache, model_hash, seconds_of, tokenizer_hash
@@ -26,6 +25,7 @@ from law.base.checks import Count, NonNegative
 from law.base.errors import LawError
 from law.base.files import load_tensors, save_tensors
 from law.base.processes import add_up, rank, world
+from law.base.progress import progress
 from law.base.settings import SAME_RESULTS
 from law.decoders.batching import Batches
 from law.decoders.prompts import positions
@@ -104,6 +104,7 @@ def second_moments(
             part,
             settings.save_every,
             settings.tokens,
+            settings.count(),
         )
         log.info("second moments of %d tokens, layers %s", tokens, missing)
         # a pass takes hardly longer for more layers, so each has its share of the time
@@ -128,13 +129,14 @@ def collect_moments(
     part: Path | None = None,
     save_every: float = 600.0,
     piece: int = PIECE,
+    total: int | None = None,
 ) -> tuple[dict[int, Tensor], int]:
     """C of every layer in one pass over ``texts``, and the number of tokens it was taken of.
 
     Blocks above the last layer do not run, and no activation outlives its batch of ``batch_size`` tokens
     (measured where there is none). Texts are cut at the model's number of positions, and read in pieces of
     ``piece`` tokens. The sums so far are written to ``part`` every ``save_every`` seconds, and read from there
-    where it exists.
+    where it exists. ``total`` is the number of texts, where it is known: it tells how much is left.
 
     Raises:
         LawError: the texts hold no token.
@@ -154,7 +156,7 @@ def collect_moments(
         log.info("second moments: going on after %d documents", documents)
     # of all documents, this process reads every n-th
     remaining, saved_at = islice(texts, rank() + documents * world(), None, world()), monotonic()
-    with tqdm(initial=documents, desc="second moments", unit="doc", leave=False, disable=None) as progress:
+    with progress("second moments", total and -(-total // world()), "documents", documents) as bar:
         while chunk := list(islice(remaining, CHUNK)):
             texts_ids = tokenizer(chunk)["input_ids"]
             cut += sum(len(ids) > (longest or len(ids)) for ids in texts_ids)
@@ -165,8 +167,8 @@ def collect_moments(
                 for layer, gram in grams.items():
                     sums[layer] += gram
                 tokens += sum(map(len, batch))
+                bar.update(len(chunk) * sum(map(len, batch)) / sum(map(len, rows)))
             documents += len(chunk)
-            progress.update(len(chunk))
             if part is not None and monotonic() - saved_at >= save_every:
                 saved_at = monotonic()
                 counts = {"tokens": tokens, "documents": documents, "cut": cut, SECONDS: saved_at - began}

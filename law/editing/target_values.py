@@ -25,7 +25,6 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from law.base.cache import Cache, model_hash, tokenizer_hash
@@ -33,6 +32,7 @@ from law.base.checks import Checked, Count, NonNegative, Positive
 from law.base.errors import LawError, shortened
 from law.base.item_cache import TensorItems
 from law.base.processes import add_up, mine
+from law.base.progress import progress
 from law.base.settings import SAME_RESULTS, counting
 from law.decoders.batching import Batches
 from law.decoders.prompts import SubjectPrompt, check_length, subject_prompt
@@ -167,9 +167,11 @@ def target_values(
     decoder.model.eval()
     items, places = TensorItems(cache, "targets", key), torch.empty(len(facts), 2, dtype=torch.long)
     batches = Batches(settings.batch_size, first=4, largest=256)  # measured once, for all shards
-    with _frozen(decoder), tqdm(total=len(facts), desc="z*", leave=False, disable=None) as progress:
+    with _frozen(decoder), progress("z*", len(facts), "facts") as bar:
+        computed = 0
 
         def compute(shard: Sequence[Fact], missing: Sequence[int]) -> dict[str, Tensor]:
+            nonlocal computed
             asked = [_ask(decoder, tokenizer, shard[i], contexts) for i in missing]
             order = mine(sorted(range(len(asked)), key=lambda i: _lengths(asked[i])))
             z, losses = torch.zeros(len(asked), decoder.d_model), torch.zeros(4, settings.steps, len(asked))
@@ -179,7 +181,8 @@ def target_values(
                 lambda batch: _optimise(decoder, tokenizer, [asked[i] for i in batch], layer, settings),
             ):
                 z[batch], losses[:, :, batch] = (tensor.cpu() for tensor in result)
-                progress.update(len(batch))
+                bar.update(len(batch))
+                computed += len(batch)
             add_up(z, losses)  # each process has filled in its own facts
             return {"z": z, "trace": losses.permute(2, 0, 1)}
 
@@ -187,6 +190,8 @@ def target_values(
             shard = facts[first : first + settings.shard]
             names = [f"{fact.template}\0{fact.subject}" for fact in shard]
             found = items.get(names, partial(compute, shard))
+            bar.update(len(shard) - computed)  # kept before, or computed by other processes
+            computed = 0
             places[first : first + len(shard)] = torch.tensor(found)
     return Targets(items.files, places, settings.shard)
 

@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.checks import Checked, Count, Natural, Seed
 from law.base.errors import LawError, shortened
 from law.base.files import FileHashes
+from law.base.progress import progress
 from law.base.settings import FILES, SAME_RESULTS
 from law.decoders.prompts import check_length, equal_length_batches, token_ids
 from law.evaluation.estimates import Estimate, clustered_mean, entries, ratio
@@ -122,7 +122,7 @@ def sample_texts(
     special = special.to(model.device, torch.long)  # (special tokens), empty if there are none
     texts = [""] * len(rows)
     model.eval()
-    with tqdm(total=len(rows), desc="generation", leave=False, disable=None) as progress:
+    with progress("generation", len(rows), "texts") as bar:
         for batch in equal_length_batches([len(row) for row in rows], settings.batch_size):
             ids = torch.tensor([rows[i] for i in batch], device=model.device)  # (b, t)
             past, drawn = None, []
@@ -137,7 +137,7 @@ def sample_texts(
                 drawn.append(ids)
             for i, row in zip(batch, torch.cat(drawn, 1).tolist(), strict=True):
                 texts[i] = str(tokenizer.decode(row, skip_special_tokens=True))
-            progress.update(len(batch))
+            bar.update(len(batch))
     return texts
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import LawError, shortened
+from law.base.progress import Bar, progress, tracked
 from law.decoders.prompts import answered_prompts, equal_length_batches, positions, token_ids
 from law.facts.fact import Question
 
@@ -32,8 +33,9 @@ def object_log_probs(
     between them is a token of its own, it is counted: the model has to say it first.
     """
     found: list[float] = []
-    for first in range(0, len(questions), CHUNK):
-        found += _chunk_log_probs(model, tokenizer, questions[first : first + CHUNK], batch_size)
+    with progress("log-probabilities", len(questions), "questions") as bar:
+        for first in range(0, len(questions), CHUNK):
+            found += _chunk_log_probs(model, tokenizer, questions[first : first + CHUNK], batch_size, bar)
     return found
 
 
@@ -42,6 +44,7 @@ def _chunk_log_probs(
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     batch_size: int,
+    bar: Bar,
 ) -> list[float]:
     rows = answered_prompts(tokenizer, questions)
     by_size: dict[int, list[int]] = defaultdict(list)  # number of the object's tokens: rows
@@ -64,6 +67,7 @@ def _chunk_log_probs(
             log_p = logits.log_softmax(-1).gather(-1, ids[:, -size:, None])  # (b, size, 1)
             for j, value in zip(batch, log_p.mean((1, 2)).tolist(), strict=True):
                 found[members[j]] = value
+            bar.update(len(batch))
     return found
 
 
@@ -96,7 +100,8 @@ def text_log_probs(
         )
     found: list[tuple[float, int]] = []
     model.eval()
-    for batch in equal_length_batches([len(row) for row in rows], batch_size):
+    batches = list(equal_length_batches([len(row) for row in rows], batch_size))
+    for batch in tracked(batches, "perplexity", "batches"):
         ids = torch.tensor([rows[i] for i in batch], device=model.device)  # (b, t)
         given = torch.tensor(
             [begun[i] for i in batch], device=model.device

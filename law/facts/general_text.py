@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -83,6 +84,17 @@ class TextSettings(Checked):
         """
         # a tokenizer with a beginning-of-text token would make a row of a blank document
         return (text for text in self._texts() if text.strip())
+
+    def count(self) -> int | None:
+        """How many documents :meth:`read` gives, at most ``documents``; ``None`` where only reading them would tell.
+
+        Raises:
+            LawError: as :meth:`read` does.
+        """
+        if self.dataset is None:
+            return sum(1 for _ in islice(self.read(), self.documents))
+        split = (self._builder().info.splits or {}).get(self.split)
+        return None if split is None else min(split.num_examples, self.documents)
 
     def _texts(self) -> Iterator[str]:
         if self.dataset is not None:

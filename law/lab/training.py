@@ -13,7 +13,6 @@ from typing import Protocol
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from tqdm import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,6 +24,7 @@ from transformers import (
 from law.base.checks import Checked, Count, Natural, NonNegative, Positive, RowTokens, Seed
 from law.base.errors import LawError, shortened
 from law.base.files import replacing
+from law.base.progress import tracked
 from law.decoders.loading import find_device
 
 log = logging.getLogger(__name__)
@@ -180,7 +180,7 @@ def train(
 
     losses: list[float] = []
     every = max(1, settings.steps // 100)
-    for step in tqdm(range(first, settings.steps), initial=first, total=settings.steps, desc="train"):
+    for step in tracked(range(first, settings.steps), "training", "steps"):
         rng = random.Random(f"{settings.seed} {step}")
         ids = make_rows(world, tokenizer, settings.rows, settings.row_length, rng)
         ids = ids.to(device)

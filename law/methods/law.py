@@ -30,11 +30,11 @@ from typing import Annotated
 
 import torch
 from torch import Tensor
-from tqdm import trange
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.checks import Accepted, Checked, Count, Natural, Positive
 from law.base.errors import LawError
+from law.base.progress import tracked
 from law.base.report import Report
 from law.decoders.greedy_decoding import Recall, recalled_facts
 from law.decoders.restoring import undone_on_failure
@@ -278,7 +278,7 @@ def ascend(start: Tensor, C: Tensor, G: Tensor, settings: LAW, layer: int) -> As
     # Adam's step is proportional to its rate: another rate is another share of the same step
     share = (settings.boundary_learning_rate or settings.learning_rate) / settings.learning_rate
     optimizer = torch.optim.Adam([delta], lr=settings.learning_rate, maximize=True)
-    for iteration in trange(settings.iterations, desc=f"ascent, layer {layer}", leave=False, disable=None):
+    for iteration in tracked(range(settings.iterations), f"ascent, layer {layer}", "iterations"):
         at_start = objective
         delta.grad = 2 * G_delta
         unstepped = delta.clone() if share != 1 else delta

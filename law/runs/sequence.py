@@ -27,6 +27,7 @@ from transformers import PreTrainedModel, set_seed
 from law.base.cache import content_hash
 from law.base.errors import LawError, shortened
 from law.base.files import write_json, write_json_lines
+from law.base.progress import duration
 from law.decoders.greedy_decoding import Recall, recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.saving import Save, save_washed, snapshot
@@ -200,10 +201,11 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
     scored = {*washed}
     predictions = (_prediction(fact, fact in scored, answers, before, after) for fact in split.wash)
     texts = ({"prompt": p, "before": before.texts[p], "after": after.texts[p]} for p in before.texts)
-    save_washed(model, tokenizer, unwashed, folder / WASHED, job.save)
-    write_json_lines(folder / PREDICTIONS, predictions)
-    write_json_lines(folder / GENERATIONS, texts)
-    write_json(folder / METRICS, metrics)
+    with _timed(stages, "save"):
+        save_washed(model, tokenizer, unwashed, folder / WASHED, job.save)
+        write_json_lines(folder / PREDICTIONS, predictions)
+        write_json_lines(folder / GENERATIONS, texts)
+        write_json(folder / METRICS, metrics)
     return metrics
 
 
@@ -284,12 +286,14 @@ def _nothing_changed(job: Job) -> LawError:
 
 @contextmanager
 def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
-    """Wall time of a stage in seconds; work queued on the device is waited for."""
+    """Log when a stage begins and ends, and keep its wall time in seconds; work queued on the device is waited for."""
+    log.info("%s: begins", name.replace("_", " "))
     start = time.perf_counter()
     yield
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
     stages[name] = time.perf_counter() - start
+    log.info("%s: took %s", name.replace("_", " "), duration(stages[name]))
 
 
 def _now() -> str:

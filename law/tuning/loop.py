@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import PreTrainedModel
 
 from law.base.checks import Checked, Count, NonNegative, Positive, Seed
 from law.base.errors import LawError
+from law.base.progress import tracked
 from law.base.report import Report
 from law.decoders.adapters import refuse_adapters
 from law.decoders.restoring import undone_on_failure
@@ -155,7 +155,7 @@ def tune(
             order = rng.sample(range(len(first.rows)), len(first.rows))
             sums = [0.0] * len(terms)
             name = f"epoch {epoch + 1}/{settings.epochs}"
-            for start in tqdm(starts, desc=name, leave=False, disable=None):
+            for start in tracked(starts, name, "steps"):
                 draws = [order[start : start + first.batch_size], *map(next, drawn)]
                 losses = None
                 while losses is None:
