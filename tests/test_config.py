@@ -136,7 +136,14 @@ ZERO_IS_MEANT = {
     *(f"{seeded}.seed" for seeded in (*TUNED, *SOURCES)),
     *(
         f"{seeded}.seed"
-        for seeded in ("RunConfig", "LocateConfig", "TrainConfig", "FluencySettings", "LocateSettings")
+        for seeded in (
+            "RunConfig",
+            "LocateConfig",
+            "KnownFactsConfig",
+            "TrainConfig",
+            "FluencySettings",
+            "LocateSettings",
+        )
     ),
     *("TrainingSettings.seed", "LabWorld.seed"),
 }
