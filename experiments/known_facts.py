@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from law.base.files import write_json
 from law.decoders.loading import load_model
+from law.decoders.prompting import put
 from law.evaluation.known_facts import list_known_facts
 from law.evaluation.scores import Scorer
 from law.runs.command_line import run_command
@@ -29,6 +30,7 @@ def main(config: DictConfig) -> None:
     source, scorer = build(config.dataset), Scorer(build(config.evaluation))
     split = source.load()
     model, tokenizer = load_model(build(config.model))
+    split, tokenizer = put(split, tokenizer, build(config.prompting))
     examined = scorer.on(model, tokenizer, cached=True)
     found = list_known_facts(
         [*split.wash, *split.keep], examined.answers, scorer.settings.recall, source.known.value == "subject"

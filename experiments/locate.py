@@ -18,6 +18,7 @@ from rich.table import Table
 from law.base.files import write_text
 from law.decoders.description import anatomy, habits
 from law.decoders.loading import load_model
+from law.decoders.prompting import put
 from law.decoders.structure import Decoder
 from law.reporting.tracing_picture import plot_tracing
 from law.runs.command_line import run_command
@@ -32,6 +33,7 @@ def main(config: DictConfig) -> Trial:
     settings = build(config.locate)
     split = build(config.dataset).load()
     model, tokenizer = load_model(build(config.model))
+    split, tokenizer = put(split, tokenizer, build(config.prompting))
     console = Console(highlight=False)
     table = Table("part", "read as", title="how the model and its tokenizer are read")
     for part, read in (asdict(anatomy(Decoder(model))) | asdict(habits(tokenizer))).items():

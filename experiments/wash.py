@@ -45,6 +45,7 @@ def _run(config: DictConfig) -> dict[str, float]:
         save=Save.nothing if rank() else config.save,
         folder=folder / f"process_{rank()}" if rank() else folder,
         identity=this,
+        prompting=build(config.prompting),
     )
     return wash_and_score(job)
 

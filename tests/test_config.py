@@ -18,11 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from law.base.checks import Accepted, ranges
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import Recall
+from law.decoders.prompting import Prompting
 from law.editing.target_values import TargetSettings
 from law.lab.make import LabSettings
 from law.methods.law import SearchWindow
 from law.runs.configuration import build, check_config, train_settings
 from law.runs.explanations import explain
+from law.runs.identity import reduced
 
 CONF = Path(__file__).parents[1] / "conf"
 TUNED = ("FineTuning", "GradientAscent", "SeUL", "WOH", "GradDiff", "NPO", "RMU")
@@ -63,6 +65,16 @@ def test_one_rule_of_recall_for_scores_elimination_and_locating(rule: Recall) ->
     config = compose("config", overrides=["method=law", *override])
     assert build(config.evaluation).recall is build(config.method).recall is rule
     assert build(compose("locate", overrides=override[:1]).locate).recall is rule
+
+
+def test_prompting_is_set_for_a_run_and_for_locating() -> None:
+    overrides = ["prompting.chat_template=true", "prompting.system=Answer.", "prompting.examples=2"]
+    for name in ("config", "locate", "known_facts"):
+        config = compose(name, overrides=overrides)
+        assert build(config.prompting) == Prompting(True, "Answer.", 2)
+        assert build(compose(name).prompting) == Prompting()
+    config = compose("config", overrides=overrides[:1])
+    assert reduced(config) != reduced(compose("config"))  # another run
 
 
 def test_methods_published_search_window_is_one_override_away() -> None:
@@ -127,7 +139,7 @@ ZERO_IS_MEANT = {
     "TargetSettings.stop_below",  # no fact stops early
     "MomentSettings.save_every",  # after every chunk
     "FluencySettings.prompts",  # nothing is generated
-    "ReasoningSettings.few_shot",  # no examples
+    *("ReasoningSettings.few_shot", "Prompting.examples"),  # no examples
     "LabWorld.multi_fact_subjects",
     *("TrainingSettings.weight_decay", "TrainingSettings.warmup"),
     "MEMIT.context_seed",

@@ -19,7 +19,7 @@ from law.base.errors import shortened
 from law.base.processes import gathered, mine
 from law.base.progress import progress
 from law.decoders.batching import Batches
-from law.decoders.prompts import check_length, token_ids
+from law.decoders.prompts import check_length, end_tokens, token_ids
 from law.facts.fact import Fact, Question
 from law.facts.subject import places
 
@@ -51,7 +51,8 @@ def greedy_answers(
     batch_size: int | None = None,
     description: str = "answers",
 ) -> list[str]:
-    """The text of ``NEW_TOKENS`` greedily decoded tokens after each prompt, up to an end-of-text.
+    """The text of ``NEW_TOKENS`` greedily decoded tokens after each prompt, up to an end-of-text or the end of
+    a turn (:func:`~law.decoders.prompts.end_tokens`).
 
     ``batch_size`` is in prompts; ``None`` measures it.
     """
@@ -157,6 +158,7 @@ def _continue(
     settled: Callable[[int, str], bool],
 ) -> list[str]:
     """The answers to the rows of ``ids`` (b, t). A row that is done leaves the batch."""
+    ends = end_tokens(model, tokenizer)
     tokens: list[list[int]] = [[] for _ in ids]
     texts = [""] * len(ids)
     left = list(range(len(ids)))
@@ -167,7 +169,7 @@ def _continue(
         likeliest = output.logits[:, -1].argmax(-1)  # (rows left)
         staying = []
         for place, (row, token) in enumerate(zip(left, likeliest.tolist(), strict=True)):
-            if token == tokenizer.eos_token_id:
+            if token in ends:
                 continue
             tokens[row].append(token)
             texts[row] = str(tokenizer.decode(tokens[row], skip_special_tokens=True))

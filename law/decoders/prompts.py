@@ -121,6 +121,16 @@ def positions(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the tokenizer's end-of-text, and those that the model's generation settings name.
+
+    A chat model often has two of them, the end of a turn and the end of a text.
+    """
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = [*(named if isinstance(named, list) else [named]), tokenizer.eos_token_id]
+    return sorted({token for token in ends if token is not None})
+
+
 def check_length(model: PreTrainedModel, tokens: int, what: str) -> None:
     """Refuse ``what``, of so many tokens, where the model has fewer positions.
 

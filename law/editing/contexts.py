@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.decoders.prompts import end_tokens
 from law.editing.target_values import end_of_text_target
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
@@ -17,15 +18,15 @@ def generate_contexts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
     """One template ``"<sampled text>. {}"`` for each opening word.
 
     The ten tokens after an opening are drawn among the five likeliest, as in MEMIT's
-    ``generate_fast``; end-of-text is never drawn, so that the prompt stays in one document.
+    ``generate_fast``; end-of-text (or the end of a turn) is never drawn, so that the prompt stays in one document.
     """
     generator = torch.Generator().manual_seed(seed)
-    contexts, end_of_text = [], end_of_text_target(tokenizer)[-1]
+    contexts, ends = [], [end_of_text_target(tokenizer)[-1], *end_tokens(model, tokenizer)]
     for opening in OPENINGS:
         ids = torch.tensor([tokenizer(opening)["input_ids"]], device=model.device)
         for _ in range(NEW_TOKENS):
             logits = model(input_ids=ids).logits[0, -1].float()
-            logits[end_of_text] = -torch.inf
+            logits[ends] = -torch.inf
             values, tokens = logits.topk(TOP_K)
             drawn = torch.multinomial(values.softmax(-1).cpu(), 1, generator=generator)
             ids = torch.cat([ids, tokens[drawn.to(tokens.device)][None]], dim=1)

@@ -23,9 +23,13 @@ CHUNK = 2048
 """Facts whose keys are held at once: (d_ff, 2,048) in float32 is 52 MB on GPT-2 XL."""
 
 
-def place(template: str, contexts: Sequence[str]) -> list[str]:
-    """The bare template, then the template in every context: ``1 + len(contexts)`` templates."""
-    return [template, *(trimmed(context.replace("{}", template)) for context in contexts)]
+def place(template: str, contexts: Sequence[str], lead: int = 0) -> list[str]:
+    """The bare template, then the template in every context: ``1 + len(contexts)`` templates.
+
+    The first ``lead`` characters stay in front: in a chat, a context is a part of the user's turn.
+    """
+    opening, asked = template[:lead], template[lead:]
+    return [template, *(trimmed(opening + context.replace("{}", asked)) for context in contexts)]
 
 
 @torch.inference_mode()
@@ -46,7 +50,7 @@ def subject_keys(
     prompts = [
         subject_prompt(tokenizer, template, fact.subject)
         for fact in facts
-        for template in place(fact.template, contexts)
+        for template in place(fact.template, contexts, fact.lead)
     ]
     keys: dict[int, Tensor] = {}
     for batch, rows, at in _batches(decoder, prompts, batch_size):

@@ -188,7 +188,7 @@ def target_values(
 
         for first in range(0, len(facts), settings.shard):
             shard = facts[first : first + settings.shard]
-            names = [f"{fact.template}\0{fact.subject}" for fact in shard]
+            names = [f"{fact.template}\0{fact.subject}\0{fact.lead}" for fact in shard]
             found = items.get(names, partial(compute, shard))
             bar.update(len(shard) - computed)  # kept before, or computed by other processes
             computed = 0
@@ -203,7 +203,7 @@ def _ask(
     and then ``"{subject} is a"`` up to where it is read.
     """
     asking = end_of_text_target(tokenizer)[:-1]
-    prompts = [subject_prompt(tokenizer, t, fact.subject) for t in place(fact.template, contexts)]
+    prompts = [subject_prompt(tokenizer, t, fact.subject) for t in place(fact.template, contexts, fact.lead)]
     about = subject_prompt(tokenizer, KL_TEMPLATE, fact.subject)
     rows = [replace(p, ids=p.ids + asking) for p in prompts]
     rows.append(replace(about, ids=about.ids[: about.position + 1]))

@@ -16,6 +16,7 @@ from law.base.item_cache import json_items
 from law.base.settings import SAME_RESULTS
 from law.decoders import greedy_decoding
 from law.decoders.greedy_decoding import Recall, greedy_answers
+from law.decoders.prompts import end_tokens
 from law.evaluation import fluency, likelihood, reasoning
 from law.evaluation.estimates import Estimate, entries
 from law.evaluation.fluency import (
@@ -121,10 +122,11 @@ class Examination:
     def answers(self, prompts: Sequence[str]) -> Mapping[str, str]:
         """The greedy answers to these prompts and to all that were asked before, by prompt."""
         new = sorted(set(prompts) - self._answers.keys())
+        ends = end_tokens(self._model, self._tokenizer)
         found = json_items(
             self._cache,
             "answers",
-            self._key | {"version": greedy_decoding.VERSION},
+            self._key | {"version": greedy_decoding.VERSION, "ends": ends},
             new,
             lambda asked: greedy_answers(self._model, self._tokenizer, asked, self._settings.batch_size),
         )

@@ -55,6 +55,9 @@ class Fact:
     other subjects, which washing must keep, and ``generation_prompts`` begin free text about the subject.
     ``relation`` is empty where the data set names none.
     White space at the end of the template is dropped, except for line breaks.
+
+    ``lead`` is the length of what stands at the template's beginning for all facts alike, such as the opening of a
+    chat (:mod:`law.decoders.prompting`). A method that puts a text before the prompt puts it behind the lead.
     """
 
     id: str
@@ -65,6 +68,7 @@ class Fact:
     paraphrases: tuple[str, ...] = ()
     neighbours: tuple[Question, ...] = ()
     generation_prompts: tuple[str, ...] = ()
+    lead: int = 0
 
     def __post_init__(self) -> None:
         for name in ("subject", "object"):
@@ -125,16 +129,19 @@ def _unspaced(prompt: str, answer: str) -> bool:
 
 
 def facts_hash(facts: Iterable[Fact]) -> str:
-    """SHA-256 of the facts in their order, the same on every machine."""
+    """SHA-256 of the facts of a data set in their order, the same on every machine."""
     digest = hashlib.sha256()
     for fact in facts:
-        digest.update(json.dumps(asdict(fact), sort_keys=True, ensure_ascii=False).encode())
+        told = asdict(fact)
+        del told["lead"]  # says how a fact is put to a model, and is 0 in every data set
+        digest.update(json.dumps(told, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
 
 
 @dataclass(frozen=True)
 class FactSplit:
-    """The facts that a run washes, and the other facts that it must keep."""
+    """The facts that a run washes, those that it must keep, and the others of the data set."""
 
     wash: Sequence[Fact]
     keep: Sequence[Fact]
+    others: Sequence[Fact] = ()

@@ -144,7 +144,8 @@ class FactSource(Checked, ABC):
                 "repeat a washed fact: its prompt, its subject and relation, or its subject and object. Lower "
                 "dataset.keep or dataset.wash."
             )
-        return FactSplit(wash=washed, keep=kept)
+        chosen = {id(fact) for fact in (*washed, *kept)}
+        return FactSplit(washed, kept, [fact for fact in order if id(fact) not in chosen])
 
     def _drawn_from(self) -> str:
         """What the draw is limited to, for messages."""

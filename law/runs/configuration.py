@@ -26,6 +26,7 @@ from law.base.checks import Seed, ranges, refuse_out_of_range
 from law.base.errors import LawError
 from law.base.settings import SAME_RESULTS
 from law.decoders.loading import ModelSettings
+from law.decoders.prompting import Prompting
 from law.decoders.saving import Save
 from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import CounterFact
@@ -60,6 +61,7 @@ class RunConfig:
         seed: the seed of the facts drawn, the contexts sampled, and the methods that draw at random.
         save: what is kept of the washed model.
         rerun: run again even if the same run has finished.
+        prompting: how facts are put to the model.
     """
 
     name: str = field(metadata=SAME_RESULTS)
@@ -71,6 +73,7 @@ class RunConfig:
     method: Any
     evaluation: Any
     tracker: Any = field(metadata=SAME_RESULTS)
+    prompting: Prompting = field(default_factory=Prompting)
 
 
 @dataclass
@@ -81,6 +84,7 @@ class LocateConfig:
         seed: the seed of the facts drawn and of the noise.
         output: the folder that the picture and the proposed preset go to.
         locate: how the layers and λ are proposed.
+        prompting: how facts are put to the model.
     """
 
     seed: Seed
@@ -89,6 +93,7 @@ class LocateConfig:
     model: Any
     dataset: Any
     evaluation: Any
+    prompting: Prompting = field(default_factory=Prompting)
 
 
 @dataclass
@@ -98,6 +103,7 @@ class KnownFactsConfig:
     Args:
         seed: the seed of the draw, which does not matter when all facts are asked.
         output: the file that the list goes to.
+        prompting: how facts are put to the model.
     """
 
     seed: Seed
@@ -105,6 +111,7 @@ class KnownFactsConfig:
     model: Any
     dataset: Any
     evaluation: Any
+    prompting: Prompting = field(default_factory=Prompting)
 
 
 @dataclass

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +30,7 @@ from law.base.files import write_json, write_json_lines
 from law.base.progress import duration
 from law.decoders.greedy_decoding import Recall, recalls
 from law.decoders.loading import ModelSettings, load_model
+from law.decoders.prompting import Prompting, put
 from law.decoders.saving import Save, save_washed, snapshot
 from law.evaluation.known_facts import Kind, count_kinds, kinds_of
 from law.evaluation.metrics import describe
@@ -69,6 +70,7 @@ class Job:
     save: Save
     folder: Path
     identity: Identity
+    prompting: Prompting = field(default_factory=Prompting)
 
 
 def wash_and_score(job: Job) -> dict[str, float]:
@@ -133,9 +135,10 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         }
         manifest |= _inputs(inputs_of(parts, job.evaluation.cache))
         manifest["facts_hash"] = facts_hash([*split.wash, *split.keep])
+        split, reader = put(split, tokenizer, job.prompting)
 
     with _timed(stages, "score_before"):
-        examined = scorer.on(model, tokenizer, cached=True)
+        examined = scorer.on(model, reader, cached=True)
         manifest["model_hash"] = examined.hash
         answers = examined.answers([fact.prompt for fact in (*split.wash, *split.keep)])
         rule = job.evaluation.recall
@@ -159,7 +162,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
                 f"The model knows none of the {len(split.wash)} facts to wash (dataset.known={job.source.known.value}), "
                 f"so there is nothing to wash. Expected a model that knows some of them. To {shortened(first)!r} it answered "
                 f"{shortened(answers[first])!r}; {folder / UNKNOWN_FACTS} lists all answers. Check model.path and "
-                "dataset.path, or raise dataset.wash."
+                "dataset.path, set prompting.chat_template=true for a chat model, or raise dataset.wash."
             )
         before = examined.scores(washed, kept, kinds)
         manifest["tasks_at_chance"] = guessed = tasks_at_chance(before.reasoning, scorer.chance)
@@ -180,11 +183,11 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
                 tracker.log(numbers)
 
         set_seed(seed)  # scoring has drawn from the generators, or a cache has spared it
-        job.method.wash(model, tokenizer, washed, report)
+        job.method.wash(model, reader, washed, report)
     _refuse_non_finite(model)
 
     with _timed(stages, "score_after"):
-        reexamined = scorer.on(model, tokenizer, cached=False)
+        reexamined = scorer.on(model, reader, cached=False)
         unchanged = reexamined.hash == examined.hash
         if unchanged and not isinstance(job.method, Unwashed):
             raise _nothing_changed(job)
