@@ -216,6 +216,29 @@ def test_a_finished_run_is_not_run_again_and_the_unwashed_scores_are_reused(
     )
 
 
+def test_the_same_command_over_a_changed_file_runs_again_and_says_why(
+    tmp_path: Path, inputs: list[str], trained_lab: TrainedLab
+) -> None:
+    facts = tmp_path / "facts.json"
+    shutil.copy(trained_lab.facts_path, facts)
+    other = [*inputs, "method=none", "tracker=none", "evaluation.reasoning.tasks=[]"]
+
+    def run(path: str) -> str:
+        done = wash(tmp_path, *other, f"dataset.path={path}")
+        assert done.code == 0, done.message
+        assert len(runs_of(tmp_path / "outputs" / "wash")) == 1
+        return done.log
+
+    assert "has finished" not in run("facts.json")
+    assert run(f"./../{tmp_path.name}/facts.json").count("has finished before") == 1
+    records = json.loads(facts.read_text())
+    stat = facts.stat()
+    facts.write_text(json.dumps(records[::-1], indent=1))  # as long as before
+    os.utime(facts, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert run("facts.json").count("is run again with other inputs (dataset)") == 1
+    assert run("facts.json").count("has finished before") == 2
+
+
 def test_a_whole_checkpoint_loads_in_plain_transformers(
     tmp_path: Path, inputs: list[str], memit: list[str]
 ) -> None:

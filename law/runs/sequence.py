@@ -6,25 +6,20 @@ finished manifest is an unfinished run.
 
 from __future__ import annotations
 
-import datetime as dt
-import importlib.metadata
 import json
 import logging
 import math
-import platform
-import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from transformers import PreTrainedModel, set_seed
 
-from law.base.cache import content_hash
 from law.base.errors import LawError, shortened
 from law.base.files import write_json, write_json_lines
 from law.base.progress import duration
@@ -41,13 +36,11 @@ from law.facts.source import Known
 from law.methods.none import Unwashed
 from law.methods.protocol import Method
 from law.runs.folder import GENERATIONS, MANIFEST, METHOD, METRICS, PREDICTIONS, UNKNOWN_FACTS, WASHED, clear
-from law.runs.identity import PACKAGES, Identity, digests, inputs_of
+from law.runs.identity import Identity, inputs_of
+from law.runs.manifest import begin, inputs_entries, now
 from law.runs.tracker import Guarded, Tracker
 
 log = logging.getLogger(__name__)
-
-TOLD = ("hydra-core", "omegaconf", "wandb")
-"""Packages whose versions are told besides those that can change a number."""
 
 
 class Source(Protocol):
@@ -83,27 +76,17 @@ def wash_and_score(job: Job) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
     guarded = Guarded(job.tracker)
-    manifest: dict[str, Any] = {
-        "status": "running",
-        **{k: v for k, v in asdict(identity).items() if k not in ("config", "inputs")},
-        **_inputs(identity.inputs),
-        "started": _now(),
-        "recall": job.evaluation.recall.value,
-        "git_revision": _git_revision(),
-        "python": platform.python_version(),
-        "versions": {package: importlib.metadata.version(package) for package in (*PACKAGES, *TOLD)},
-        "stages_s": {},
-    }
+    manifest = begin(identity) | {"recall": job.evaluation.recall.value, "stages_s": {}}
     write_json(folder / MANIFEST, manifest)
     failed = True
     try:
         guarded.start(folder.name, identity.name, folder, identity.config)
         metrics = _run(job, guarded, manifest)
-        write_json(folder / MANIFEST, manifest | {"status": "finished", "ended": _now()})
+        write_json(folder / MANIFEST, manifest | {"status": "finished", "ended": now()})
         failed = False
     except BaseException as error:
         problem = f"{type(error).__name__}: {error}"
-        failure = {"status": "failed", "error": problem, "ended": _now()}
+        failure = {"status": "failed", "error": problem, "ended": now()}
         write_json(folder / MANIFEST, manifest | failure)
         traceback.clear_frames(error.__traceback__)  # a sweep keeps every error until its end
         raise
@@ -133,7 +116,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
             "method": job.method,
             "evaluation": job.evaluation,
         }
-        manifest |= _inputs(inputs_of(parts, job.evaluation.cache))
+        manifest |= inputs_entries(inputs_of(parts, job.evaluation.cache))
         manifest["facts_hash"] = facts_hash([*split.wash, *split.keep])
         split, reader = put(split, tokenizer, job.prompting)
 
@@ -210,12 +193,6 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         write_json_lines(folder / GENERATIONS, texts)
         write_json(folder / METRICS, metrics)
     return metrics
-
-
-def _inputs(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest's entries about what the run reads."""
-    found = digests(inputs)
-    return {"inputs": found, "inputs_hash": content_hash(found)}
 
 
 def _known(facts: Sequence[Fact], answers: Mapping[str, str], rule: Recall) -> list[Fact]:
@@ -297,22 +274,3 @@ def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
         torch.accelerator.synchronize()
     stages[name] = time.perf_counter() - start
     log.info("%s: took %s", name.replace("_", " "), duration(stages[name]))
-
-
-def _now() -> str:
-    return dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-
-
-def _git_revision() -> str | None:
-    """The revision of the code that runs, marked when it has uncommitted changes."""
-    try:
-        found = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return found.stdout.strip()
