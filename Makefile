@@ -7,7 +7,7 @@ RUNS ?= outputs/paper
 
 .PHONY: help demo benchmark tables test test-slow check docs lab clean
 
-help:  ## what there is to make
+help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
 
 $(READY): pyproject.toml constraints.txt
@@ -15,17 +15,17 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	touch $(READY)
 
-demo: $(READY)  ## wash the carried model with three methods and print the table
+demo: $(READY)  ## wash the small model in this repository with three methods, print the table, draw the picture
 	$(BIN)/python experiments/wash.py experiment=demo
 	$(BIN)/python experiments/table.py outputs/demo
 
-tables: $(READY)  ## the tables of a sweep's finished runs, as far as it has come: RUNS=outputs/paper
+tables: $(READY)  ## the tables of what has finished of a sweep: RUNS=outputs/paper
 	$(BIN)/python experiments/table.py $(RUNS)
 
 benchmark: $(READY)  ## measure every stage against the textbook in tests/reference
 	PYTHONPATH=tests $(BIN)/python experiments/benchmark.py
 
-test: check docs  ## lint, types, the documentation, and the fast tests
+test: check docs  ## what CI runs: style, types, the documentation, and the fast tests
 	$(BIN)/pytest
 
 test-slow: $(READY)  ## the tests that take minutes
@@ -40,7 +40,7 @@ check: $(READY)  ## lint, format, types and the direction of imports
 docs: $(READY)  ## build the documentation into outputs/site; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-lab: $(READY)  ## train the lab's model anew, into outputs/lab
+lab: $(READY)  ## train the lab's model again, into outputs/lab
 	$(BIN)/python experiments/train_lab.py
 
 clean:  ## remove runs and caches, not the environment
