@@ -229,7 +229,7 @@ def test_python_users_are_told_of_a_number_out_of_range_too() -> None:
         TargetSettings(steps=2.5)  # type: ignore[arg-type]
     with pytest.raises(LawError, match=r"TargetSettings.clamp is 'much'; expected a finite number above 0"):
         TargetSettings(clamp="much")  # type: ignore[arg-type]
-    with pytest.raises(LawError, match=r"low = 0.8 and high = 0.75; expected low below high"):
+    with pytest.raises(LawError, match=r"low=0.8 and high=0.75; expected low below high"):
         SearchWindow(low=0.8)
 
 

@@ -37,6 +37,8 @@ RowTokens = Annotated[int, whole(2, "an integer of at least 2, so that a token i
 Seed = Annotated[int, whole(0, "an integer from 0 to 4294967295, which is 2³² - 1", 2**32 - 1)]
 Positive = Annotated[float, Accepted("a finite number above 0", lambda x: 0 < x < math.inf)]
 NonNegative = Annotated[float, Accepted("a finite number of at least 0", lambda x: 0 <= x < math.inf)]
+AtLeastOne = Annotated[float, Accepted("a finite number of at least 1", lambda x: 1 <= x < math.inf)]
+Decay = Annotated[float, Accepted("a number above 0 and below 1", lambda x: 0 < x < 1)]
 Share = Annotated[float, Accepted("a number above 0 and at most 1", lambda x: 0 < x <= 1)]
 Counts = Annotated[
     list[int],

@@ -26,13 +26,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Annotated
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.base.checks import Accepted, Checked, Count, Natural, Positive
+from law.base.checks import AtLeastOne, Checked, Count, Decay, Natural, Positive
 from law.base.errors import LawError
 from law.base.progress import tracked
 from law.base.report import Report
@@ -45,12 +44,6 @@ from law.facts.fact import Fact
 from law.methods.memit import MEMIT, Problem, edit_layers, prepare
 
 log = logging.getLogger(__name__)
-
-BetaRatio = Annotated[
-    float,
-    Accepted("at least 1, so that the ascent starts within its constraint", lambda x: 1 <= x < math.inf),
-]
-Decay = Annotated[float, Accepted("a number above 0 and below 1", lambda x: 0 < x < 1)]
 
 BLOCKS = 8
 """Products with C are computed in so many rows of blocks. C is symmetric, so 9 of 16 products suffice."""
@@ -101,8 +94,7 @@ class SearchWindow(Checked):
         super().__post_init__()
         if self.low >= self.high:
             raise LawError(
-                f"The search window of LAW has low = {self.low:g} and high = {self.high:g}; expected low below "
-                "high. Set method.window.low and method.window.high."
+                f"method.window has low={self.low:g} and high={self.high:g}; expected low below high."
             )
 
 
@@ -115,7 +107,8 @@ class LAW(Checked):
         learning_rate: the learning rate of Adam's ascent (1e-7 on GPT-2 XL).
         boundary_learning_rate: the learning rate after the first iterate that breaks the constraint; ``null``: the same.
         iterations: steps of the ascent; 0 keeps the start.
-        beta_ratio: ρ, the limit of the constraint divided by the initial update's value of it.
+        beta_ratio: ρ, the limit of the constraint divided by the initial update's value of it; from 1 on, so that
+            the ascent starts within its constraint.
         search: search for λ, starting at MEMIT's; otherwise MEMIT's λ is used.
         window: the norm of the update at which the search ends.
         eliminate: continue in the next layer only with the facts that are still recalled.
@@ -130,7 +123,7 @@ class LAW(Checked):
     learning_rate: Positive
     boundary_learning_rate: Positive | None = None
     iterations: Natural = 1000
-    beta_ratio: BetaRatio = 1.1
+    beta_ratio: AtLeastOne = 1.1
     search: bool = False
     window: SearchWindow = field(default_factory=SearchWindow)
     eliminate: bool = True
@@ -176,13 +169,8 @@ class LAW(Checked):
             relative_norm = add_update(decoder.weight(layer), check_finite(ascent.delta))
             # the original facts are asked again, since a later layer can bring one back
             still = recalled_facts(decoder.model, tokenizer, facts, self.initial.batch_size, self.recall)
-            gained = {
-                "objective_before": ascent.objective_before,
-                "objective": ascent.objective,
-                "constraint_before": ascent.constraint_before,
-                "constraint": ascent.constraint,
-                "beta": ascent.beta,
-            }
+            names = ("objective_before", "objective", "constraint_before", "constraint", "beta")
+            gained = {name: getattr(ascent, name) for name in names}
             counts = {"facts_used": len(left), "facts_left": len(still)}
             report({"layer": layer, "relative_norm": relative_norm, **gained, **counts})
             log.info(
@@ -201,13 +189,8 @@ class LAW(Checked):
         starts = {}
         for update in edit_layers(self.initial, problem, self._find):
             starts[update.layer] = update.delta
-            report(
-                {
-                    "layer": update.layer,
-                    "lambda": update.lam,
-                    "initial_relative_norm": update.relative_norm,
-                }
-            )
+            found = {"lambda": update.lam, "initial_relative_norm": update.relative_norm}
+            report({"layer": update.layer, **found})
         with torch.no_grad():
             for layer, weight in weights.items():
                 weight.copy_(kept[layer])
@@ -229,7 +212,8 @@ class LAW(Checked):
         raise LawError(
             f"The search for λ gave up after {self.window.attempts} attempts at λ = {lam:g}, where ‖Δ‖/‖W‖ = "
             f"{size_at(lam) / size:.3g}; expected between {self.window.low:.3g} and "
-            f"{self.window.high:.3g}. Start from another λ, widen the window, or turn the search off."
+            f"{self.window.high:.3g}. Set another λ to start from (method.initial.lam), a wider method.window, or "
+            "method.search=false."
         )
 
 
