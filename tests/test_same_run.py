@@ -118,7 +118,8 @@ SAME = {
 READ = {
     *("ModelSettings.path", "CounterFact.path", "ZsRE.path", "WikiLatest.path", "Custom.path"),
     *("CounterFact.ids", "ZsRE.ids", "WikiLatest.ids", "Custom.ids"),
-    *("MomentSettings.text", "MomentSettings.dataset", "Retain.text", "Retain.dataset"),
+    *("MomentSettings.text", "MomentSettings.dataset", "MomentSettings.published"),
+    *("Retain.text", "Retain.dataset"),
     *("FluencySettings.text", "ReasoningSettings.data"),
 }
 

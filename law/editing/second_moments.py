@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from time import monotonic, perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +24,14 @@ from transformers import PreTrainedTokenizerBase
 from law.base.cache import SECONDS, Cache, model_hash, seconds_of, tokenizer_hash
 from law.base.checks import Count, NonNegative
 from law.base.errors import LawError
-from law.base.files import load_tensors, save_tensors
+from law.base.files import FileHashes, load_tensors, save_tensors
 from law.base.processes import add_up, rank, world
 from law.base.progress import progress
-from law.base.settings import SAME_RESULTS
+from law.base.settings import FILES, SAME_RESULTS
 from law.decoders.batching import Batches
 from law.decoders.prompts import positions
 from law.decoders.structure import Decoder
+from law.editing.published_moments import published_files, published_moments
 from law.facts.general_text import TextSettings
 
 log = logging.getLogger(__name__)
@@ -46,7 +48,7 @@ PIECE = 2048
 
 @dataclass
 class MomentSettings(TextSettings):
-    """The text from which second moments are computed: 100,000 documents of Wikipedia in the paper.
+    """The text from which second moments are computed (100,000 documents of Wikipedia in the paper), or published ones.
 
     It should be general text without the facts to wash. Otherwise C protects these facts.
 
@@ -56,6 +58,8 @@ class MomentSettings(TextSettings):
             attention grows with the square of a row's length. All its tokens count, up to the model's number of
             positions; what lies beyond is not read, as in MEMIT's code. The default is GPT-J's number of positions.
         save_every: seconds after which the sums so far are saved, so that a killed run continues from them.
+        published: second moments that others have computed, in place of a text: a ``.npz`` or ``.safetensors`` file,
+            a folder, or a pattern, with one file for each layer (:mod:`law.editing.published_moments`).
     """
 
     NAME = "moments"
@@ -63,6 +67,36 @@ class MomentSettings(TextSettings):
     batch_size: Count | None = field(default=None, metadata=SAME_RESULTS)
     tokens: Count = PIECE
     save_every: NonNegative = field(default=600.0, metadata=SAME_RESULTS)
+    published: str | None = field(default=None, metadata=FILES)
+
+    def check(self) -> None:
+        """Refuse what can't be read, before anything is computed.
+
+        Raises:
+            LawError: with what to set.
+        """
+        sources = {name: getattr(self, name) for name in ("text", "dataset", "published")}
+        given = [name for name, value in sources.items() if value is not None]
+        if len(given) != 1:
+            told = " and ".join(f"{name} = {sources[name]!r}" for name in given or sources)
+            raise LawError(
+                f"The second moments have {told}; expected one of them. Set the method's moments.text to a file with one "
+                "document a line, moments.dataset to a data set, or moments.published to the folder of published "
+                "files, and the others to null."
+            )
+        if self.published is None:
+            super().check()
+        else:
+            published_files(self.published)
+
+    def content(self, hashes: FileHashes) -> Any:
+        """As for a text; of published files their names, which say the layer, and their hashes."""
+        if self.published is None:
+            return super().content(hashes)
+        try:
+            return [[path.name, hashes.of(path)] for path in published_files(self.published)]
+        except LawError:
+            return None
 
 
 def second_moments(
@@ -75,9 +109,12 @@ def second_moments(
     """C of every layer in ``layers``: (d_ff, d_ff), float32, summed in float64.
 
     With a cache, C is kept layer by layer: the text is read once more for the layers that are missing, and for no
-    other. A run that was killed goes on from the sums it last saved.
+    other. A run that was killed goes on from the sums it last saved. Published second moments are read from their
+    files and checked each time.
     """
     settings.check()
+    if settings.published is not None:
+        return published_moments(decoder, tokenizer, layers, settings.published)
     key = {
         "version": VERSION,
         "model": model_hash(decoder.model),

@@ -33,6 +33,7 @@ from law.editing.contexts import generate_contexts
 from law.editing.keys import key_sums, subject_keys, subject_outputs
 from law.editing.least_squares import System, add_update
 from law.editing.post_norm import input_residual, norm_behind
+from law.editing.published_moments import layer_files
 from law.editing.second_moments import MomentSettings, second_moments
 from law.editing.target_values import Targets, TargetSettings, target_values
 from law.facts.fact import Fact
@@ -66,9 +67,12 @@ class MEMIT(Checked):
     cache: str | None = field(default=None, metadata=SAME_RESULTS)
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse layers that the model does not have, and a text for second moments that does not exist."""
-        Decoder(model).check_layers(self.layers)
+        """Refuse layers that the model does not have, and a text or file for second moments that does not exist."""
+        decoder = Decoder(model)
+        decoder.check_layers(self.layers)
         self.moments.check()
+        if self.moments.published is not None:
+            layer_files(decoder, self.layers, self.moments.published)
 
     def wash(
         self,
