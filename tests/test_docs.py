@@ -11,7 +11,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from pathlib import Path
 
 import pytest
@@ -252,12 +252,13 @@ def settings_of(cls: type, prefix: str) -> Iterator[str]:
 
 def test_settings_that_the_pages_name_exist() -> None:
     """Every `method.initial.lam` or `evaluation.reasoning.data=...` in the text is a field of some option."""
-    known = {field.name for cls in (RunConfig, LocateConfig, TrainConfig) for field in fields(cls)}
-    known |= {*settings_of(LocateConfig, ""), *settings_of(TrainConfig, "")}
+    known = {name for cls in (RunConfig, LocateConfig, TrainConfig) for name in settings_of(cls, "")}
     for group in GROUPS:
         for node in ConfigStore.instance().repo[group].values():
             known |= {*settings_of(get_class(node.node["_target_"]), f"{group}.")}
-    pattern = re.compile(rf"`((?:{'|'.join((*GROUPS, 'locate', 'training'))})\.[a-z_.]+)(?:=[^`]*)?`")
+    pattern = re.compile(
+        rf"`((?:{'|'.join((*GROUPS, 'locate', 'training', 'prompting'))})\.[a-z_.]+)(?:=[^`]*)?`"
+    )
     named = {
         (page.name, name)
         for page in PAGES
