@@ -144,8 +144,8 @@ class LAW(Checked):
         report: Report = lambda _: None,
     ) -> None:
         """Add Δ to the down-projection of the layers in R, until no fact is recalled."""
-        self.check(model)
         decoder = Decoder(model)
+        decoder.check_layers(self.initial.layers)  # prepare checks the rest
         with undone_on_failure(model, [decoder.weight(layer) for layer in self.initial.layers]):
             problem = prepare(self.initial, model, tokenizer, facts, report)
             self._wash_layers(problem, self._initialise(problem, report), report)
