@@ -89,7 +89,9 @@ class Golden:
         """A variant's hyperparameters, in the literal mode that its arrays were recorded in."""
         h = self.hparams[variant]
         return LAW(
-            MEMIT(h["layers"], float(h["mom2_update_weight"]), MomentSettings(str(self.folder / "corpus.txt"))),
+            MEMIT(
+                h["layers"], float(h["mom2_update_weight"]), MomentSettings(str(self.folder / "corpus.txt"))
+            ),
             learning_rate=h["learning_rate"],
             boundary_learning_rate=h.get("lr_after_hitting_boundary"),
             iterations=h["total_iters"],

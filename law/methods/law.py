@@ -63,10 +63,7 @@ class Iterate(Enum):
 
 
 class Start(Enum):
-    """Where the ascent begins: at MEMIT's update, or at a random matrix that takes as much of the constraint.
-
-    ``random`` is the paper's ablation of the initialisation.
-    """
+    """Where the ascent begins: MEMIT's update, or (an ablation) a random matrix that takes as much of the constraint."""
 
     memit = "memit"
     random = "random"
@@ -114,8 +111,7 @@ class LAW(Checked):
         eliminate: continue in the next layer only with the facts that are still recalled.
         start: where the ascent begins.
         iterate: which iterate of the ascent becomes the update.
-        single_precision: ascend in float32, for a device that is slow in float64 (docs/performance.md
-            has the error).
+        single_precision: ascend in float32, for a device slow in float64 (docs/performance.md has the error).
         recall: when an answer recalls an object; the command line takes ``evaluation.recall``.
     """
 

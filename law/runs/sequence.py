@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,13 +30,14 @@ from law.decoders.saving import Save, save_washed, snapshot
 from law.evaluation.known_facts import Kind, count_kinds, kinds_of
 from law.evaluation.metrics import describe
 from law.evaluation.reasoning import tasks_at_chance
-from law.evaluation.scores import EvaluationSettings, Scorer, Scores, compare
-from law.facts.fact import Fact, FactSplit, Question, facts_hash
+from law.evaluation.scores import EvaluationSettings, Scorer, compare
+from law.facts.fact import Fact, FactSplit, facts_hash
 from law.facts.source import Known
 from law.methods.none import Unwashed
 from law.methods.protocol import Method
 from law.runs.folder import GENERATIONS, MANIFEST, METHOD, METRICS, PREDICTIONS, UNKNOWN_FACTS, WASHED, clear
 from law.runs.identity import Identity, inputs_of
+from law.runs.lines import finite, prediction, unknown_facts
 from law.runs.manifest import begin, inputs_entries, now
 from law.runs.tracker import Guarded, Tracker
 
@@ -134,7 +135,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         )
         if job.source.known is Known.subject:
             washed, kept = ([f for f in facts if kinds[f] is Kind.subject] for facts in (washed, kept))
-        write_json_lines(folder / UNKNOWN_FACTS, _unknown(split, {*washed, *kept}, answers, kinds))
+        write_json_lines(folder / UNKNOWN_FACTS, unknown_facts(split, {*washed, *kept}, answers, kinds))
         log.info(
             "%d of %d facts to wash and %d of %d facts to keep are known; %s lists the others",
             *(len(washed), len(split.wash), len(kept), len(split.keep), folder / UNKNOWN_FACTS),
@@ -160,7 +161,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
 
         def report(values: dict[str, Any]) -> None:
             spared.append(values.get("spared_s", 0.0))
-            lines.write(json.dumps(_finite(values), ensure_ascii=False) + "\n")
+            lines.write(json.dumps(finite(values), ensure_ascii=False) + "\n")
             numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
             if numbers:
                 tracker.log(numbers)
@@ -185,7 +186,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
             log.warning("%s is %s and left out of metrics.json", name, value)
             del metrics[name]
     scored = {*washed}
-    predictions = (_prediction(fact, fact in scored, answers, before, after) for fact in split.wash)
+    predictions = (prediction(fact, fact in scored, answers, before, after) for fact in split.wash)
     texts = ({"prompt": p, "before": before.texts[p], "after": after.texts[p]} for p in before.texts)
     with _timed(stages, "save"):
         save_washed(model, tokenizer, unwashed, folder / WASHED, job.save)
@@ -197,52 +198,6 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
 
 def _known(facts: Sequence[Fact], answers: Mapping[str, str], rule: Recall) -> list[Fact]:
     return [fact for fact in facts if recalls(answers[fact.prompt], fact.object, rule)]
-
-
-def _unknown(
-    split: FactSplit, known: Set[Fact], answers: Mapping[str, str], kinds: Mapping[Fact, Kind]
-) -> Iterator[dict[str, str]]:
-    """The lines of ``unknown_facts.jsonl``: the facts that were asked for and do not count as known, with the reason."""
-    for name, facts in (("wash", split.wash), ("keep", split.keep)):
-        for fact in facts:
-            if fact not in known:
-                yield {
-                    "id": fact.id,
-                    "set": name,
-                    "reason": kinds[fact].value if fact in kinds else "not_recalled",
-                    "prompt": fact.prompt,
-                    "object": fact.object,
-                    "answer": answers[fact.prompt],
-                }
-
-
-def _prediction(
-    fact: Fact, known: bool, answers: Mapping[str, str], before: Scores, after: Scores
-) -> dict[str, Any]:
-    """A line of ``predictions.jsonl``; a fact that does not count as known is not asked for again."""
-    question = Question(fact.prompt, fact.object)
-    rule = before.replies.recall
-    answer_after = after.replies.answers[fact.prompt] if known else None
-    return {
-        "id": fact.id,
-        "prompt": fact.prompt,
-        "object": fact.object,
-        "answer_before": answers[fact.prompt],
-        "answer_after": answer_after,
-        "known_before": known,
-        "known_after": None if answer_after is None else recalls(answer_after, fact.object, rule),
-        "log_prob_before": _finite(before.replies.log_probs.get(question)),
-        "log_prob_after": _finite(after.replies.log_probs.get(question)),
-    }
-
-
-def _finite(value: Any) -> Any:
-    """A JSON-like value with ``None`` for NaN and infinity, which JSON has no words for."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
-    return [_finite(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _refuse_non_finite(model: PreTrainedModel) -> None:

@@ -1,0 +1,58 @@
+"""The lines of the JSON Lines files that a run leaves in its folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Set
+from typing import Any
+
+from law.decoders.greedy_decoding import recalls
+from law.evaluation.known_facts import Kind
+from law.evaluation.scores import Scores
+from law.facts.fact import Fact, FactSplit, Question
+
+
+def unknown_facts(
+    split: FactSplit, known: Set[Fact], answers: Mapping[str, str], kinds: Mapping[Fact, Kind]
+) -> Iterator[dict[str, str]]:
+    """The lines of ``unknown_facts.jsonl``: the facts that were asked for and do not count as known, with the reason."""
+    for name, facts in (("wash", split.wash), ("keep", split.keep)):
+        for fact in facts:
+            if fact not in known:
+                yield {
+                    "id": fact.id,
+                    "set": name,
+                    "reason": kinds[fact].value if fact in kinds else "not_recalled",
+                    "prompt": fact.prompt,
+                    "object": fact.object,
+                    "answer": answers[fact.prompt],
+                }
+
+
+def prediction(
+    fact: Fact, known: bool, answers: Mapping[str, str], before: Scores, after: Scores
+) -> dict[str, Any]:
+    """A line of ``predictions.jsonl``; a fact that does not count as known is not asked for again."""
+    question = Question(fact.prompt, fact.object)
+    rule = before.replies.recall
+    answer_after = after.replies.answers[fact.prompt] if known else None
+    return {
+        "id": fact.id,
+        "prompt": fact.prompt,
+        "object": fact.object,
+        "answer_before": answers[fact.prompt],
+        "answer_after": answer_after,
+        "known_before": known,
+        "known_after": None if answer_after is None else recalls(answer_after, fact.object, rule),
+        "log_prob_before": finite(before.replies.log_probs.get(question)),
+        "log_prob_after": finite(after.replies.log_probs.get(question)),
+    }
+
+
+def finite(value: Any) -> Any:
+    """A JSON-like value with ``None`` for NaN and infinity, which JSON has no words for."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(inner) for key, inner in value.items()}
+    return [finite(inner) for inner in value] if isinstance(value, list | tuple) else value
