@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -206,8 +207,10 @@ def test_a_finished_run_is_not_run_again_and_the_unwashed_scores_are_reused(
 
     none = wash(folder, "name=two", "method=none", "tracker=none", *inputs)
     assert none.code == 0, none.message
-    for part in ("answers", "log_probs", "texts", "perplexity", "reasoning"):
+    for part in ("texts", "perplexity", "reasoning"):
         assert f"{part}: taken from" in none.log
+    for part in ("answers", "log_probs"):
+        assert re.search(rf"{part}: (\d+) of \1 taken from", none.log)
     run = next(run for run in runs_of(sweep[0]) if run.name.startswith("none"))
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["forget/accuracy"] == 1.0
@@ -536,7 +539,7 @@ def test_a_model_that_knows_nothing_is_told(
     facts.write_text(json.dumps(records))
     done = wash(tmp_path, "tracker=none", *inputs, f"dataset.path={facts}", "method=none")
     assert done.code == 1
-    assert "recalls none of the 8 facts to wash" in done.message
+    assert "knows none of the 8 facts to wash" in done.message
     (run,) = runs_of(tmp_path / "outputs" / "wash")
     assert not list(run.glob("*.partial"))
     rows = [json.loads(line) for line in (run / "unknown_facts.jsonl").read_text().splitlines()]
