@@ -55,6 +55,13 @@ Later parts override earlier ones: the dataclass's defaults, the option's file, 
 the data set and the model, the experiment, the command line. Hydra refuses an unknown key or a value of the
 wrong type, and the message names the nearest valid key.
 
+Hydra gives spaces, commas, brackets, `=`, `~` and accents in a value a meaning of their own. Put such a value in
+double quotes, and the whole argument in single quotes for the shell. `~` is then the home folder:
+
+```bash
+python experiments/wash.py dataset=custom 'dataset.path="~/my facts/a=b.csv"'
+```
+
 This page is generated from the code.
 """
 
