@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, set_seed
 from law.base.errors import LawError, shortened
 from law.base.files import write_json, write_json_lines
 from law.base.progress import duration
+from law.base.threads import warn_of_shared_cores
 from law.decoders.greedy_decoding import Recall, recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.prompting import Prompting, put
@@ -73,6 +74,7 @@ def wash_and_score(job: Job) -> dict[str, float]:
     Returns the metrics of :mod:`law.evaluation.metrics`. Whatever happens, the tracker is finished and the
     manifest says how the run ended.
     """
+    warn_of_shared_cores()
     folder, identity = job.folder, job.identity
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
