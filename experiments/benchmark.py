@@ -1,9 +1,9 @@
 """How much faster each stage is than the textbook, and how both grow: ``make benchmark``.
 
 The textbook is ``tests/reference``: one fact at a time, whole forward passes, a pass over the text for each
-layer, ascent on K itself. Both run in one process, in turns, on the same weights (drawn at random), facts and
-texts; their outputs are compared first. The textbook takes fewer items where it is slow: seconds are given per
-item. Its weights are frozen, as ours are.
+layer, ascent on K itself. Both run in one process by turns, on the same random weights, facts and texts. Their
+outputs are compared first. Where the textbook is slow, it gets fewer items, so seconds are given for one item. The
+weights are frozen in both.
 """
 
 from __future__ import annotations

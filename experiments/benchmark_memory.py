@@ -1,4 +1,4 @@
-"""Wash many invented facts from a small random model by LAW, and tell how memory grew.
+"""Wash many invented facts from a small random model by LAW, and report how memory grew.
 
 /usr/bin/time -v python experiments/benchmark_memory.py --facts 332036        # washing alone
 /usr/bin/time -v python experiments/benchmark_memory.py --facts 332036 --run  # a whole run, scored before and after
@@ -47,7 +47,7 @@ TEMPLATES = (
 
 
 class Invented(Sequence[Fact]):
-    """Facts made anew whenever they are asked for, so that what is measured is washing and not the list."""
+    """Facts that are made each time they are read, so that the list takes no memory."""
 
     def __init__(self, numbers: range, object: str) -> None:
         self.numbers, self.object = numbers, object
@@ -74,7 +74,7 @@ def peak_mib() -> float:
 
 
 def method(cache: Path) -> LAW:
-    """One layer, few documents, steps and iterations: they cost time, and memory does not hang on them."""
+    """One layer, few documents, steps and iterations. More of them take more time, but not more memory."""
     moments, targets = MomentSettings(str(LAB / "general.txt"), documents=1000), TargetSettings(steps=2)
     memit = MEMIT([2], 1000.0, moments, targets, contexts=[], batch_size=512, cache=str(cache))
     return LAW(memit, learning_rate=1e-4, iterations=20)
@@ -83,7 +83,7 @@ def method(cache: Path) -> LAW:
 def run(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], folder: Path
 ) -> float:
-    """A whole run over the facts, from a file; the share of them that the model knows."""
+    """Make a whole run over the facts in a file. Returns the share of them that the model knows."""
     source = folder / "facts.jsonl"
     with source.open("w", encoding="utf-8") as file:
         fields = ("subject", "template", "object", "relation")
@@ -106,7 +106,7 @@ def run(
 
 
 def main(count: int, whole: bool) -> dict[str, float]:
-    """Peaks in MiB before washing and after it; the share of known facts, of a whole run; and seconds."""
+    """The peaks in MiB before and after washing, the seconds, and for a whole run the share of known facts."""
     tokenizer = AutoTokenizer.from_pretrained(LAB)
     model = new_model({"model_type": "gpt2", **SHAPE}, tokenizer, seed=0).eval()
     found = {"facts": count, "peak_before_mib": peak_mib()}

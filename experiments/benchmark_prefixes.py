@@ -1,4 +1,4 @@
-"""How many tokens an evaluation would be spared if prompts with the same beginning shared it.
+"""How many tokens an evaluation would save if prompts with the same beginning shared it.
 
 python experiments/benchmark_prefixes.py --facts 500
 """
@@ -19,7 +19,7 @@ from law.facts.counterfact import read_counterfact
 
 
 def main(data: Path, count: int) -> dict[str, float]:
-    """Of the prompts of so many washed facts and as many kept ones: their tokens, and the share that sharing spares."""
+    """The tokens of the prompts of ``count`` washed and ``count`` kept facts, and the share that sharing would save."""
     facts = read_counterfact(data / "counterfact" / "counterfact_1000_full.json")
     sets = probe_sets(facts[:count], facts[count : 2 * count], {})
     prompts = sorted({probe.question.prompt for probes in sets.values() for probe in probes})

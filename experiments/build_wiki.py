@@ -1,4 +1,4 @@
-"""Make Wiki-Latest's facts of Wikidata's triples: python experiments/build_wiki.py triples.tsv facts.jsonl"""
+"""Make the facts of Wiki-Latest from triples of Wikidata: python experiments/build_wiki.py triples.tsv facts.jsonl"""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from law.facts.wikidata_triples import EXPECTED, TEMPLATES, build_facts, read_te
 
 
 def main() -> None:
-    """Read the triples, write the facts, and log what was counted."""
+    """Read the triples, write the facts, and log the counts."""
     parser = argparse.ArgumentParser(description="Write the facts that triples make; docs/datasets.md.")
     parser.add_argument("triples", type=Path, help=EXPECTED)
     parser.add_argument("facts", type=Path, help="the JSON lines to write, for dataset=wiki_latest")

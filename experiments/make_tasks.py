@@ -1,4 +1,4 @@
-"""Write the held-out rows of the lab's reasoning tasks anew: python experiments/make_tasks.py"""
+"""Write the held-out rows of the lab's reasoning tasks: python experiments/make_tasks.py"""
 
 from __future__ import annotations
 

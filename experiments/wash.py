@@ -24,7 +24,7 @@ from law.runs.tracker import NoTracker
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(config: DictConfig) -> dict[str, float]:
-    """One run; a configuration that has finished already is not run again."""
+    """Make one run. A run that has finished is not repeated."""
     with failing_together(), failures_told():
         return _run(config)
 

@@ -129,7 +129,7 @@ def test_a_sweep_tells_each_failure_when_it_happens(
 @pytest.mark.parametrize(
     ("script", "arguments", "message"),
     [
-        ("wash.py", ["~seed"], "error: The argument '~seed' takes a setting out"),
+        ("wash.py", ["~seed"], "error: The argument '~seed' removes a setting"),
         (
             "wash.py",
             ["hydra.job.chdir=true", "tracker=none"],

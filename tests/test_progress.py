@@ -54,7 +54,7 @@ def test_without_a_total_the_time_so_far_is_told(caplog: pytest.LogCaptureFixtur
     now = [0.0]
     with progress("moments", None, "documents", clock=lambda: now[0]) as bar:
         now[0] += 150
-        bar.update(12.6)
+        bar.update(13)
     assert caplog.messages[1:] == ["moments: 13 documents in 2 min", "moments: 13 documents in 2 min"]
 
 

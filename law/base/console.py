@@ -1,4 +1,4 @@
-"""What commands print: text that an encoding may lack characters for, and errors as one paragraph."""
+"""What commands print: text whose characters the console's encoding may lack, and errors as one paragraph."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SPELLED = {
 
 @contextmanager
 def one_paragraph() -> Iterator[None]:
-    """End the program with one paragraph and exit status 1 where the user can mend what went wrong."""
+    """End the program with one paragraph and exit status 1 after an error that the user can correct."""
     accept_any_text()
     try:
         yield

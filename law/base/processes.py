@@ -1,8 +1,8 @@
-"""One run on several processes, started by ``torchrun``: each takes its share of facts and text.
+"""One run on several processes, started by ``torchrun``: each process takes a share of the facts and of the text.
 
-Every process holds the model and makes the same decisions: sums over facts and text are added up over
-all processes, and what each has computed of its facts is gathered. Fine-tuning, log-probabilities
-and free text run in every process alike, the harness in the first. A process that fails ends, and ``torchrun`` ends the others.
+Every process holds the model and makes the same decisions. Sums over facts and text are added up over all processes,
+and each process receives what the others have computed for their facts. Fine-tuning, log-probabilities and free text
+run in every process. The harness runs in the first one. When a process fails, ``torchrun`` ends the others.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Join the other processes that ``torchrun`` has started; alone, there is nothing to join."""
+    """Join the other processes that ``torchrun`` has started, if there are any."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    # no process waits in vain, but one that goes on from saved sums may wait for hours
+    # a process that continues from saved sums may wait for hours for one that starts anew
     dist.init_process_group(backend, timeout=timedelta(days=7))
     try:
         yield
@@ -37,9 +37,9 @@ def processes() -> Iterator[None]:
 
 @contextmanager
 def failing_together() -> Iterator[None]:
-    """A failure inside ends this process, where there are several.
+    """Of several processes, one that fails inside ends.
 
-    Hydra would go on to a sweep's next job, whose sums would then meet those the others still wait for.
+    Hydra would continue with the next job of the sweep, while the other processes still wait for the sums of this one.
     """
     try:
         yield
@@ -50,7 +50,7 @@ def failing_together() -> Iterator[None]:
 
 
 def rank() -> int:
-    """This process's number, 0 for the one that speaks for all."""
+    """The number of this process. Process 0 writes the files and the progress."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 

@@ -24,17 +24,18 @@ T = TypeVar("T")
 class Bar(Protocol):
     """What is told how much has been done since the last call."""
 
-    def update(self, n: float) -> object: ...
+    def update(self, n: int) -> object: ...
 
 
 @contextmanager
 def progress(
-    stage: str, total: int | None, unit: str, done: float = 0, clock: Callable[[], float] = monotonic
+    stage: str, total: int | None, unit: str, done: int = 0, clock: Callable[[], float] = monotonic
 ) -> Iterator[Bar]:
-    """A bar for a stage of ``total`` units, ``done`` of which an earlier process has done.
+    """The progress of a stage of ``total`` units, of which an earlier process has done ``done``.
 
-    Without a terminal the log says when the stage begins, how far it is at most every ``EVERY_S`` seconds, with the
-    time that is left if it goes on at this rate, and how long it took. Of several processes the first one writes.
+    On a terminal this is a bar. Elsewhere the log has a line when the stage begins, a line at most every ``EVERY_S``
+    seconds with what is done and the time that is left at this rate, and a line when the stage ends. Of several
+    processes, only the first one writes.
     """
     if sys.stderr.isatty():
         with tqdm(total=total, initial=done, desc=stage, unit=f" {unit}", leave=False) as bar:
@@ -57,14 +58,14 @@ class _Lines:
     """The progress of a stage as lines in the log."""
 
     def __init__(
-        self, stage: str, total: int | None, unit: str, done: float, clock: Callable[[], float]
+        self, stage: str, total: int | None, unit: str, done: int, clock: Callable[[], float]
     ) -> None:
         self._stage, self._total, self._unit, self._clock = stage, total, unit, clock
         self._before = self._done = done
         self._begun = self._told = clock()
         self._log("%s: %s", self._count() if done or total is None else f"{total:,} {unit}")
 
-    def update(self, n: float) -> None:
+    def update(self, n: int) -> None:
         """Add to what is done, and tell if it is time to."""
         self._done += n
         now = self._clock()
@@ -79,14 +80,14 @@ class _Lines:
 
     def end(self) -> None:
         """Tell how long it took."""
-        self._log("%s: %s in %s", f"{self._done:,.0f} {self._unit}", duration(self._clock() - self._begun))
+        self._log("%s: %s in %s", f"{self._done:,} {self._unit}", duration(self._clock() - self._begun))
 
     def _count(self) -> str:
         """What is done of how much."""
         if self._total is None:
-            return f"{self._done:,.0f} {self._unit}"
+            return f"{self._done:,} {self._unit}"
         share = 100 * self._done / self._total
-        return f"{self._done:,.0f} of {self._total:,} {self._unit} ({share:.0f} %)"
+        return f"{self._done:,} of {self._total:,} {self._unit} ({share:.0f} %)"
 
     def _log(self, line: str, *words: str) -> None:
         if rank() == 0:

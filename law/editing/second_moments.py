@@ -198,13 +198,15 @@ def collect_moments(
             texts_ids = tokenizer(chunk)["input_ids"]
             cut += sum(len(ids) > (longest or len(ids)) for ids in texts_ids)
             rows = sorted((row for ids in texts_ids for row in _pieces(ids[:longest], piece)), key=len)
+            seen, in_chunk = 0, sum(map(len, rows))
             for batch, grams in batches.run(
                 rows, [len(r) for r in rows], lambda b: _grams(decoder, b, layers)
             ):
                 for layer, gram in grams.items():
                     sums[layer] += gram
-                tokens += sum(map(len, batch))
-                bar.update(len(chunk) * sum(map(len, batch)) / sum(map(len, rows)))
+                before, seen = seen, seen + sum(map(len, batch))
+                bar.update(len(chunk) * seen // in_chunk - len(chunk) * before // in_chunk)
+            tokens += seen
             documents += len(chunk)
             if part is not None and monotonic() - saved_at >= save_every:
                 saved_at = monotonic()

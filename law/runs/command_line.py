@@ -1,4 +1,4 @@
-"""What every command shares: one paragraph for an error the user can mend, and exit status 1."""
+"""What the Hydra commands share: an error that the user can correct ends in one paragraph and exit status 1."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 
 def run_command(main: Callable[[], object]) -> None:
-    """Call a Hydra entry point; a mendable error is told without a traceback."""
+    """Call a Hydra entry point. An error that the user can correct is printed without a traceback."""
     accept_any_text()
-    # Hydra would print an abridged traceback and hide the cause; with this it lets the error through
+    # without this variable Hydra prints a part of the traceback and hides the cause
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-    # Hydra reads no override behind -m if there is one before it
+    # Hydra refuses overrides on both sides of -m
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: argument not in ("-m", "--multirun"))
     try:
         _refuse_deletions(sys.argv[1:])
@@ -39,20 +39,20 @@ def run_command(main: Callable[[], object]) -> None:
 
 
 def _refuse_deletions(arguments: Sequence[str]) -> None:
-    """Refuse ``~key``: no setting can be left out."""
+    """Refuse ``~key``, which removes a setting: no setting can be missing."""
     for argument in arguments:
         if argument.startswith("~") and not argument.startswith("~hydra"):
             key = argument[1:].partition("=")[0]
             raise LawError(
-                f"The argument {argument!r} takes a setting out of the configuration; expected key=value, since no "
-                f"setting can be missing. Leave it out to keep the default, or write {key}=... with a value "
-                "(tracker=none, method=none, and null where a setting may be unset)."
+                f"The argument {argument!r} removes a setting; expected key=value, because no setting can be missing. "
+                f"Leave the argument out to keep the default, or write {key}=... with a value (tracker=none and "
+                "method=none are such values, and null where a setting is optional)."
             )
 
 
 @contextmanager
 def failures_told() -> Iterator[None]:
-    """Log a failed job of a sweep when it fails: Hydra tells the first failure alone, at the end of the sweep."""
+    """Log the error of a sweep's job when it fails. Hydra reports only the first one, at the end of the sweep."""
     try:
         yield
     except Exception as error:

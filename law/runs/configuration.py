@@ -1,8 +1,8 @@
-"""The configuration's schema: what Hydra composes from ``conf/``, typed by the classes it builds.
+"""The schema of the configuration that Hydra composes from ``conf/``.
 
-Every class that a group builds is its own schema (``_target_`` included), so that a setting exists in
-one place. Importing this module makes the schemas and two resolvers known; Hydra's launchers import it
-again in each process they start, which is why it happens at import.
+Each class that a group builds is also the group's schema, so a setting is defined in one place. Importing this module
+registers the schemas and two resolvers. This happens at import because Hydra's launchers start processes that import
+the module again.
 """
 
 from __future__ import annotations
@@ -154,14 +154,14 @@ def _check_settings(config: DictConfig, prefix: str, root: DictConfig) -> None:
 
 
 def train_settings(config: DictConfig) -> LabSettings:
-    """The lab's settings, less the world and the data set it is made of."""
+    """The settings of the lab, without the world and the data set."""
     check_config(config)
     plain = OmegaConf.masked_copy(config, [f.name for f in fields(LabSettings)])
     return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(LabSettings), plain))  # type: ignore[return-value]
 
 
 def schema(cls: type) -> type:
-    """The dataclass ``cls`` with the ``_target_`` that Hydra instantiates it by."""
+    """The dataclass ``cls`` with a field ``_target_``, from which Hydra knows what to instantiate."""
     target = f"{cls.__module__}.{cls.__qualname__}"
     return make_dataclass(f"{cls.__name__}Config", [("_target_", str, field(default=target))], bases=(cls,))
 
@@ -189,8 +189,8 @@ def _register() -> None:
 
 
 def _run_name(*, _root_: DictConfig) -> str:
-    """The folder of a run: readable, and its own for each configuration and each place that files are read from."""
-    if _root_.hydra.mode is not RunMode.MULTIRUN:  # in a sweep it would end the other jobs as well
+    """The name of a run's folder. It ends in a digest of the configuration and of the places that files are read from."""
+    if _root_.hydra.mode is not RunMode.MULTIRUN:  # an error here would end the whole sweep
         check_config(_root_)
     choices = _root_.hydra.runtime.choices
     digest = content_hash(reduced(_root_, lambda path: str(local(path).resolve())))
@@ -198,7 +198,7 @@ def _run_name(*, _root_: DictConfig) -> str:
 
 
 def build(config: DictConfig) -> Any:
-    """The object that a group's ``_target_`` names; its nested settings become dataclasses too."""
+    """The object that a group's ``_target_`` names. Settings inside it become dataclasses as well."""
     return instantiate(config, _convert_="object")
 
 
@@ -228,7 +228,7 @@ def identity(config: DictConfig) -> Identity:
 
 
 def _refuse_unknown_presets(overrides: Iterable[str]) -> None:
-    """Refuse a preset that was asked for and is not there; Hydra lets it pass, since presets are optional."""
+    """Refuse a preset that does not exist. Hydra would ignore it, because presets are optional."""
     loader = GlobalHydra.instance().config_loader()
     for override in overrides:
         key, _, option = override.lstrip("+").partition("=")

@@ -1,4 +1,4 @@
-"""What a command line that gives no configuration is told: one paragraph, with what to write instead."""
+"""Errors of the command line, explained in one paragraph that says what to write instead."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from law.base.errors import LawError
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
-    """One paragraph on a configuration that does not compose, with the nearest valid key or option."""
+    """One paragraph on why the configuration does not compose, with the nearest valid key or option."""
     causes = [*_causes(error)]
     for found in causes:
         if isinstance(found, LawError):
@@ -61,9 +61,9 @@ def _unreadable(override: str) -> str:
     if not equals:
         return f"The argument {override!r} sets nothing; expected key=value. Write {key}=... with a value."
     return (
-        f"The value in {override!r} can't be read. Hydra gives spaces, commas, brackets, '=' and '~' a meaning "
-        "of their own, and reads these, accents and '#' as plain characters only in quotes. Close every bracket of "
-        f"a list, or quote the value: {shlex.quote(f'{key}={_quoted(value)}')}."
+        f"The value in {override!r} can't be read. Spaces, commas, brackets, '=' and '~' have a meaning in "
+        "Hydra's grammar, and accents and '#' are not part of it. All of them are plain characters in quotes. Close "
+        f"every bracket of a list, or quote the value: {shlex.quote(f'{key}={_quoted(value)}')}."
     )
 
 
@@ -87,7 +87,7 @@ def unknown_key(name: str, valid: Iterable[str], root: Any) -> str:
     """A dotted key that is not among the ``valid`` ones of its parent."""
     prefix, dot, key = name.rpartition(".")
     names = [known for known in valid if known not in (key, "_target_", "hydra")]
-    # a setting of the same group, at another depth: method.lam is method.initial.lam of LAW
+    # a setting of the same group at another depth: LAW has no method.lam, but method.initial.lam
     group = name.partition(".")[0] + dot if dot else ""
     elsewhere = {
         path.rpartition(".")[2]: path

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 class Tracker(Protocol):
     """Four calls in this order: ``start``, any number of ``log``, ``conclude``, ``finish``.
 
-    ``predictions`` is a file with a JSON object a line.
+    ``predictions`` is a file with one JSON object in each line.
     """
 
     def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None: ...
@@ -30,23 +30,23 @@ class Tracker(Protocol):
 
 @dataclass
 class NoTracker:
-    """Keeps nothing; the run's files have it all."""
+    """Stores nothing. The run's files contain everything."""
 
     def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None:
-        """Keep nothing."""
+        """Store nothing."""
 
     def log(self, values: Mapping[str, float]) -> None:
-        """Keep nothing."""
+        """Store nothing."""
 
     def conclude(self, summary: Mapping[str, float], predictions: Path) -> None:
-        """Keep nothing."""
+        """Store nothing."""
 
     def finish(self, failed: bool) -> None:
-        """Keep nothing."""
+        """Store nothing."""
 
 
 class Guarded:
-    """Another tracker whose failures cost a warning and the rest of its log, never the run."""
+    """A tracker that cannot fail a run: after an error of the tracker in it, the log has a warning and it gets no more calls."""
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
@@ -68,11 +68,11 @@ class Guarded:
         try:
             if not self._lost or call == "finish":
                 getattr(self._tracker, call)(*arguments)
-        except Exception as error:  # whatever a tracker raises, the run goes on
+        except Exception as error:  # the run continues after any error of a tracker
             if self._lost:
                 return
             self._lost = True
-            log.warning("the tracker failed at %s and is left out from here on: %s", call, error)
+            log.warning("the tracker failed at %s and is not used from here on: %s", call, error)
 
 
 class Mode(Enum):
@@ -96,7 +96,7 @@ class Wandb:
     project: str = "law"
 
     def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None:
-        """Begin a run of its own, whatever this process ran before."""
+        """Begin a new run, even if this process has tracked one before."""
         import wandb
 
         self._run = wandb.init(
@@ -115,7 +115,7 @@ class Wandb:
         self._run.log(dict(values))
 
     def conclude(self, summary: Mapping[str, float], predictions: Path) -> None:
-        """The final scores, and the predictions, a JSON object a line, as a table."""
+        """Store the final scores, and the predictions as a table."""
         import wandb
 
         self._run.summary.update(dict(summary))
@@ -127,5 +127,5 @@ class Wandb:
             self._run.log({"predictions": table})
 
     def finish(self, failed: bool) -> None:
-        """Close the run; a failed one is marked so."""
+        """Close the run, and mark it if it failed."""
         self._run.finish(exit_code=int(failed))
