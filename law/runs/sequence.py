@@ -24,6 +24,7 @@ from law.base.errors import LawError, shortened
 from law.base.files import write_json, write_json_lines
 from law.base.progress import duration
 from law.base.threads import warn_of_shared_cores
+from law.decoders.gguf_files import source_of
 from law.decoders.greedy_decoding import Recall, recalls
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.prompting import Prompting, put
@@ -110,6 +111,8 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         scorer = Scorer(job.evaluation)  # an unknown task is refused before a model is loaded
         manifest["reasoning_tasks"] = [*scorer.tasks]
         model, tokenizer = load_model(job.model)
+        if source := source_of(model):
+            manifest["model_source"] = source
         job.method.check(model)
         unwashed = snapshot(model) if job.save is Save.delta else {}
         # what was fetched or made only now is here at last
