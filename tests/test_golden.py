@@ -56,6 +56,29 @@ def error(found: torch.Tensor, recorded: np.ndarray) -> float:
     return float(np.linalg.norm(found.detach().double().numpy() - recorded) / np.linalg.norm(recorded))
 
 
+def as_in_out(recorded: np.ndarray, unwashed: torch.Tensor) -> np.ndarray:
+    """A recorded washed weight as (d_ff, d_model), like ``unwashed``.
+
+    A folder may store it as the model does, which for ``nn.Linear`` is (d_model, d_ff). Where both numbers are the same,
+    the orientation nearer to the unwashed weight is taken: a transposed matrix has nothing in common with it.
+    """
+    ways = [way for way in (recorded, recorded.T) if way.shape == tuple(unwashed.shape)]
+    assert ways, f"a weight of shape {recorded.shape} is recorded for one of {tuple(unwashed.shape)}"
+    return min(ways, key=lambda way: error(unwashed, way))
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (32, 48), (32, 32)], ids=str)
+def test_a_washed_weight_is_read_whichever_way_round_it_was_stored(shape: tuple[int, int]) -> None:
+    """The update is as large as the largest that the search allows, three quarters of the weight."""
+    generator = torch.Generator().manual_seed(0)
+    unwashed, delta = torch.randn(2, *shape, generator=generator)
+    washed = unwashed + 0.75 * delta * unwashed.norm() / delta.norm()
+    for stored in (washed, washed.T):
+        np.testing.assert_array_equal(as_in_out(stored.numpy(), unwashed), washed.numpy())
+    with pytest.raises(AssertionError, match=r"a weight of shape \(5, 7\) is recorded for one of"):
+        as_in_out(np.zeros((5, 7)), unwashed)
+
+
 @dataclass
 class Golden:
     """A golden folder, read; ``measured`` collects (stage, value, bound) for the table."""
@@ -357,7 +380,8 @@ def test_memit_end_to_end_from_recorded_targets(golden: Golden, variant: str) ->
     for update in edit_layers(
         settings, golden.problem(model), lambda system, _: (settings.lam, system.solve(settings.lam))
     ):
-        recorded = golden.arrays[f"memit.W_washed_L{update.layer}"]
+        stored = golden.arrays[f"memit.W_washed_L{update.layer}"]
+        recorded = as_in_out(stored, golden.decoder.weight(update.layer))
         found = Decoder(model).weight(update.layer)
         golden.check(f"W end to end from z*, {variant}, layer {update.layer}", error(found, recorded), 1e-3)
     check_answers(answers_of(model, golden), golden, variant)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import MakeModel
 from hydra import compose, initialize_config_dir
-from small import weights
+from small import rows_of, weights
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -240,3 +240,30 @@ def test_adapters_are_one_override_away() -> None:
         method = build(compose("config", overrides=["method=finetune", "method.lora.rank=8"]).method)
         assert build(compose("config", overrides=["method=finetune"]).method).lora.rank == 0
     assert method.lora == Lora(rank=8, alpha=32, dropout=0.1)
+
+
+@pytest.mark.parametrize("reentrant", [False, True], ids=["saved tensors", "reentrant"])
+@pytest.mark.parametrize("lora", [Lora(rank=4, dropout=0.0), Lora()], ids=["LoRA", "one weight of a block"])
+def test_gradient_checkpointing_changes_no_step(
+    tiny_model: PreTrainedModel, lora: Lora, reentrant: bool
+) -> None:
+    """Blocks run twice a step. Frozen embeddings give a block no input with a gradient, unless that is asked for."""
+    found: list[dict[str, Tensor]] = []
+    runs: list[int] = []
+    rows = ragged(tiny_model)
+    for checkpointing in (False, True):
+        model = copy.deepcopy(tiny_model)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+        passes = rows_of(model.transformer.h[1].mlp)
+        loss = Term("loss", rows, 5, lambda b, m=model: cross_entropy(token_logits(m, b), b.labels))
+        tuned = None if lora.rank else [model.transformer.h[1].mlp.fc_out.weight]
+        torch.manual_seed(0)  # of the adapters' first values
+        tune(model, [loss], Tuning(1e-2, epochs=2, batch_size=5, lora=lora), lambda _: None, tuned)
+        found.append(weights(model))
+        runs.append(len(passes))
+    assert runs == [2, 4]
+    name = "transformer.h.1.attn.q_proj.weight" if lora.rank else "transformer.h.1.mlp.fc_out.weight"
+    assert (found[0][name] - weights(tiny_model)[name]).abs().max() > 1e-3
+    for name, weight in found[0].items():
+        torch.testing.assert_close(found[1][name], weight)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import LawError
 from law.base.files import replacing, save_tensors
@@ -85,7 +85,7 @@ def check_delta(model: PreTrainedModel, unwashed: Mapping[str, Tensor], file: Pa
 
 
 def check_checkpoint(model: PreTrainedModel, folder: Path) -> None:
-    """Refuse a checkpoint that ``AutoModelForCausalLM`` does not load as the model in memory.
+    """Refuse a checkpoint that transformers does not load as the model in memory.
 
     The model is first loaded without its weights, which shows how transformers understands the folder. The
     weights are then read one at a time. Only where transformers stores them under other names (mixtures of experts
@@ -94,7 +94,7 @@ def check_checkpoint(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         LawError: with the first tensor or setting that differs.
     """
-    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    load: Callable[..., Any] = type(model).from_pretrained
     empty, report = load(folder, dtype=model.dtype, device_map="meta", output_loading_info=True)
     for problem, names in report.items():
         if names:
