@@ -32,7 +32,12 @@ SOURCES = ("CounterFact", "ZsRE", "WikiLatest", "Custom")
 GROUPS = ("model", "dataset", "method", "evaluation", "tracker")
 OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
 EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
-NEEDED = {"model=local": ["model.path=some/folder"], "dataset=counterfact": ["dataset.path=some.json"]}
+NEEDED = {
+    "model=local": ["model.path=some/folder"],
+    "model=packaged": ["model.package=some_package", "model.file=some.gguf", "model.path=where/it/is"],
+    "model=smollm2-135m": ["model.path=where/it/is"],
+    "dataset=counterfact": ["dataset.path=some.json"],
+}
 
 
 @pytest.fixture(autouse=True)

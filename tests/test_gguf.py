@@ -200,11 +200,18 @@ def test_several_gguf_files_in_a_folder_are_listed(tiny: Path, tmp_path: Path) -
         load(tmp_path)
 
 
+def hide(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """Make a package look as if it were not installed."""
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == package else find_spec(name)
+    )
+
+
 def test_a_gguf_file_without_the_package_is_told(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "gguf" else find_spec(name))
+    hide(monkeypatch, "gguf")
     with pytest.raises(LawError, match=r"is a GGUF file, .* Run pip install gguf"):
         load(tiny, converted=str(tmp_path))
 

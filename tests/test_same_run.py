@@ -109,6 +109,7 @@ def test_the_run_changes_with_what_can_change_a_number(method: str, changes: dic
 SAME = {
     *("RunConfig.name", "RunConfig.save", "RunConfig.rerun", "RunConfig.tracker"),
     *("ModelSettings.device", "ModelSettings.device_map"),
+    *("ModelSettings.converted", "ModelSettings.package", "ModelSettings.file"),
     *("CounterFact.download", "ZsRE.download"),
     *("MEMIT.batch_size", "MEMIT.cache", "MomentSettings.batch_size", "MomentSettings.save_every"),
     *("TargetSettings.batch_size", "TargetSettings.shard"),
