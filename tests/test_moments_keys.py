@@ -277,4 +277,4 @@ def test_contexts_are_five_templates_drawn_by_seed(
 
 def test_a_block_with_two_projections_down_is_refused(make_model: Callable[..., PreTrainedModel]) -> None:
     with pytest.raises(LawError, match="GPTJBlock has 2 projections onto 32 dimensions"):
-        Decoder(make_model(n_inner=32))
+        Decoder(make_model(n_inner=32)).check_layers([0])

@@ -177,6 +177,11 @@ def test_the_seeds_of_a_setup_are_told_by_their_hashes(sweep: tuple[Path, Done])
     assert one["config_hash"] != other["config_hash"]
 
 
+def test_each_stage_tells_its_begin_and_how_long_it_took(sweep: tuple[Path, Done]) -> None:
+    for stage in ("load", "score before", "wash", "score after", "save"):
+        assert sweep[1].log.count(f"{stage}: begins") == sweep[1].log.count(f"{stage}: took ") == 2
+
+
 def test_each_job_has_its_own_wandb_run(sweep: tuple[Path, Done]) -> None:
     tracked = [next((run / "wandb").glob("offline-run-*")).name for run in runs_of(sweep[0])]
     assert len({name.rpartition("-")[2] for name in tracked}) == 2
