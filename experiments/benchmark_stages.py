@@ -75,13 +75,13 @@ class Stage:
     Args:
         name, unit: what is measured, and per what.
         sizes, reference_sizes: how many items each takes, rising; as many of the one as of the other.
-        ours, reference: the work on so many items.
-        units: how many units so many items are.
+        ours, reference: does the work on a number of items.
+        units: how many units a number of items is.
         error: of our result against the textbook's.
         bound: the largest error, in float32.
         dtype: of its products.
         same_size: whether the ratio is taken at every size, or at the largest sizes.
-        reference_units: how many units the textbook does on so many items, where it does not do as many.
+        reference_units: the same for the textbook, where it differs.
     """
 
     name: str
@@ -219,7 +219,7 @@ def stages(
 
 
 def ascent(decoder: Decoder, layer: int, dtype: torch.dtype) -> Stage:
-    """LAW's ascent on keys drawn at random, against the textbook's in float64: the cost does not hang on values."""
+    """LAW's ascent on keys drawn at random, against the textbook's in float64: the cost does not depend on the values."""
     d_ff, d_model = decoder.weight(layer).shape
     generator = torch.Generator().manual_seed(0)
 

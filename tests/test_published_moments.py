@@ -131,7 +131,7 @@ def normalised(total: Tensor) -> Tensor:
 WRONG: dict[str, tuple[Callable[[Tensor, int], tuple[Tensor, float]], str]] = {
     "another width": (lambda total, count: (total[:48, :48], count), "shape (48, 48); expected (64, 64)"),
     "not square": (lambda total, count: (total[:, :32], count), "shape (64, 32); expected (64, 64)"),
-    "no token": (lambda total, _: (total, 0), "taken of 0 tokens"),
+    "no token": (lambda total, _: (total, 0), "computed from 0 tokens"),
     "fewer than none": (lambda total, _: (total, -3), "taken of -3 tokens"),
     "not a number": (lambda total, _: (total, float("nan")), "taken of nan tokens"),
     "infinite": (lambda total, count: (total / 0.0, count), "values that are not finite"),
@@ -197,7 +197,7 @@ def test_c_of_few_tokens_is_told(
     )
     settings = MomentSettings(published=str(tmp_path))
     second_moments(Decoder(tiny_model), tiny_tokenizer, [1], settings, Cache(None))
-    assert "was taken of 63 tokens, fewer than the 64 entries of a key" in caplog.text
+    assert "was computed from 63 tokens, fewer than the 64 entries of a key" in caplog.text
 
 
 def trace_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> float:

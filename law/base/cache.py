@@ -79,7 +79,7 @@ def load_again(path: Path) -> dict[str, Tensor]:
     if (tensors := load_tensors(path)) is None:
         raise LawError(
             f"{path} has gone or was damaged while this run needed it; expected nobody to touch a run's cache. "
-            "Start the run again: what is missing is computed anew."
+            "Start the run again: what is missing is computed again."
         )
     return tensors
 

@@ -1,11 +1,11 @@
-"""The one error a user can mend, and how its messages quote a text."""
+"""The error for everything that the user can correct, and how its messages quote a text."""
 
 QUOTED = 60
 """Characters of a text that a message quotes."""
 
 
 class LawError(Exception):
-    """An error the user can mend: says what was wrong, what was expected, and the mend."""
+    """An error that the user can correct. The message says what was wrong, what was expected, and what to change."""
 
 
 def shortened(text: str) -> str:

@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Bar(Protocol):
-    """What is told how much has been done since the last call."""
+    """Receives how much has been done since the last call."""
 
     def update(self, n: int) -> object: ...
 

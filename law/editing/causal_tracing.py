@@ -9,7 +9,7 @@ by Gaussian noise of :math:`3\sigma`, with :math:`\sigma` the standard deviation
 of the clean run is put back at the subject's last token: the output of block l, or the outputs of the MLPs or of the
 attentions of a window of blocks around l. The effect is how much the log-probability of the object rises.
 
-An object is told by the first token that reaches beyond its prompt. Effects are in nats, as means over facts with standard errors.
+An object is recognised by the first token that reaches beyond its prompt. Effects are in nats, as means over facts with standard errors.
 """
 
 from __future__ import annotations
@@ -175,7 +175,7 @@ def _log_p(
 
 
 def _restorable(decoder: Decoder, restored: Restored) -> list[nn.Module]:
-    """The module of every block whose output is put back; the MLP's is told by its down-projection."""
+    """The module of every block whose output is put back; the MLP is recognised by its down-projection."""
     if restored == "block":
         return list(decoder.blocks)
     if restored == "mlp":

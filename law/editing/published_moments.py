@@ -149,7 +149,7 @@ def _moments(path: Path, layer: int, decoder: Decoder, measured: Tensor) -> Tens
         )
     if not 0 < count < math.inf:
         raise LawError(
-            f"{path} says that it was taken of {count:g} tokens ({COUNT}); expected their number, by which the sum is "
+            f"{path} says that it was computed from {count:g} tokens ({COUNT}); expected their number, by which the sum is "
             "divided. The file is damaged or was cut short while it was made; get another one."
         )
     if not total.isfinite().all():
@@ -159,7 +159,7 @@ def _moments(path: Path, layer: int, decoder: Decoder, measured: Tensor) -> Tens
         )
     if count < d_ff:
         log.warning(
-            "%s was taken of %d tokens, fewer than the %d entries of a key, so that C leaves directions of key space "
+            "%s was computed from %d tokens, fewer than the %d entries of a key, so that C leaves directions of key space "
             "unused; expected many more",
             *(path, count, d_ff),
         )
@@ -204,7 +204,7 @@ def _check_origin(path: Path, layer: int, diagonal: Tensor, measured: Tensor) ->
 
 
 def _read(path: Path) -> tuple[Tensor, float]:
-    """The sum of k kᵀ in a file, and the number of tokens it was taken of."""
+    """The sum of k kᵀ in a file, and the number of tokens that it was computed from."""
     try:
         if path.suffix == ".npz":
             with np.load(path) as arrays:

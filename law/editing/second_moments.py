@@ -168,7 +168,7 @@ def collect_moments(
     piece: int = PIECE,
     total: int | None = None,
 ) -> tuple[dict[int, Tensor], int]:
-    """C of every layer in one pass over ``texts``, and the number of tokens it was taken of.
+    """C of every layer in one pass over ``texts``, and the number of tokens that it was computed from.
 
     Blocks above the last layer do not run, and no activation outlives its batch of ``batch_size`` tokens
     (measured where there is none). Texts are cut at the model's number of positions, and read in pieces of

@@ -59,7 +59,7 @@ class TargetSettings(Checked):
         clamp: ρ, the largest ‖δ‖ as a share of ‖h‖.
         stop_below: a fact whose loss is below this takes no further step.
         batch_size: facts optimised at once; ``null`` measures it.
-        shard: facts in a file of the cache; a killed run computes at most so many again.
+        shard: facts in a file of the cache. After a run was killed, at most this many facts are computed again.
     """
 
     steps: Count = 20

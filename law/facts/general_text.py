@@ -61,7 +61,7 @@ class TextSettings(Checked):
     def content(self, hashes: FileHashes) -> Any:
         """The files that are read, by what their names end in and their hashes, in the order in which they are read.
 
-        A data set on the hub is told by its name alone, since to ask for more takes a hub within reach.
+        A data set on the hub is identified by its name alone, because more could only be asked of the hub.
         """
         if self.dataset is not None:
             folder = Path(self.dataset)
@@ -145,7 +145,7 @@ class TextSettings(Checked):
     def _unavailable(self, error: Exception) -> LawError:
         return LawError(
             f"The general text, data set {self.dataset!r} (configuration {self.config!r}, split "
-            f"{self.split!r}), could not be had: {str(error).splitlines()[0]} Expected a data set on a hub "
+            f"{self.split!r}), could not be loaded: {str(error).splitlines()[0]} Expected a data set on a hub "
             f"within reach, or in a folder. Without one, set the method's {self.NAME}.dataset=null and "
             f"{self.NAME}.text to a local file with one document a line."
         )

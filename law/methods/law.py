@@ -46,7 +46,7 @@ from law.methods.memit import MEMIT, Problem, edit_layers, prepare
 log = logging.getLogger(__name__)
 
 BLOCKS = 8
-"""Products with C are computed in so many rows of blocks. C is symmetric, so 9 of 16 products suffice."""
+"""Products with C are computed in this many rows of blocks. C is symmetric, so 9 of 16 products suffice."""
 
 
 class Iterate(Enum):

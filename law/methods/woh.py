@@ -30,7 +30,7 @@ from law.tuning.training_rows import Batch, cross_entropy, fact_rows, token_logi
 
 @dataclass
 class WOH(Tuning):
-    """Regress onto the logits of the unwashed model, less what a reinforced copy adds to them.
+    """Regress onto the logits of the unwashed model minus what a reinforced copy adds to them.
 
     Published: 5e-5, batches of two, α 0.5 on GPT-2 XL; α 5 (0.5 on Wiki-Latest) with LoRA on GPT-J.
     The number of epochs of the regression is not published with them; one is this project's choice.

@@ -1,6 +1,6 @@
 """Which run this is: what tells it from another one, and whether it has finished already.
 
-A run is the same run when four things are the same: the configuration less what changes no number, the content
+A run is the same run when four things are the same: the configuration without what changes no number, the content
 of everything that is read, the code of this project, and the versions of the packages that compute.
 """
 
@@ -35,7 +35,7 @@ NO_SETTINGS = {
     "tracker",
     "experiment",
     *CHOICES,
-}  # change no number, or are told elsewhere
+}  # change no number, or are kept elsewhere
 
 PACKAGES = ("torch", "transformers", "lm_eval", "datasets", "safetensors", "tokenizers", "peft")
 """The packages whose version can change a number."""
@@ -71,7 +71,7 @@ def settings_of(overrides: Iterable[str]) -> dict[str, str]:
 
 
 def reduced(config: DictConfig, files: Callable[[str], Any] = lambda _: CONTENT) -> dict[str, Any]:
-    """The resolved configuration less the fields that change no number (:mod:`law.base.settings`).
+    """The resolved configuration without the fields that change no number (:mod:`law.base.settings`).
 
     ``files`` gives what stands in the place of a path to files that are here.
     """
@@ -113,7 +113,7 @@ def inputs_of(parts: Mapping[str, Any], cache: str | None) -> dict[str, Any]:
 
 
 def code() -> str:
-    """The hash of this project's code, less the package that only draws up tables."""
+    """The hash of this project's code, without the package that only makes tables."""
     root = Path(law.__file__).parent
     return code_hash(root, (p for p in root.rglob("*.py") if p.relative_to(root).parts[0] != "reporting"))
 

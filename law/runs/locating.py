@@ -197,7 +197,7 @@ def trial_washes(
 ) -> list[Trial]:
     """Wash a sample with MEMIT for each candidate and λ, measure, and put the weights back.
 
-    With fewer known facts than ``settings.wash`` and ``settings.keep`` ask for, both samples shrink alike.
+    With fewer known facts than ``settings.wash`` and ``settings.keep`` ask for, both samples shrink in proportion.
     """
     wash = min(settings.wash, len(facts) * settings.wash // (settings.wash + settings.keep))
     washed, others = facts[: max(1, wash)], facts[max(1, wash) :][: settings.keep]

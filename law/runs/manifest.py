@@ -15,7 +15,7 @@ from law.base.cache import content_hash
 from law.runs.identity import PACKAGES, Identity, digests
 
 TOLD = ("hydra-core", "omegaconf", "wandb")
-"""Packages whose versions are told besides those that can change a number."""
+"""Packages whose versions are recorded in addition to those that can change a number."""
 
 
 def begin(identity: Identity) -> dict[str, Any]:

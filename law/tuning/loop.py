@@ -77,7 +77,7 @@ class Tuning(Checked):
         """Refuse LoRA where no projection is found; warn of weights in half precision.
 
         Raises:
-            LawError: with the setting and its mend.
+            LawError: names the setting and what to change.
         """
         refuse_adapters(model)
         if self.lora.rank:
@@ -128,7 +128,7 @@ def tune(
         model: the model that is tuned.
         terms: the objective.
         settings: of the optimisation.
-        report: is told the mean loss of each term after each epoch.
+        report: receives the mean loss of each term after each epoch.
         parameters: the weights to tune; ``None``: all, or adapters if the settings say so.
         copies: the values of ``parameters`` (of every weight if they are ``None``) before; a failure gives them back.
             ``None``: a failure between two steps leaves the weights partly tuned, and the error says so in a note.
