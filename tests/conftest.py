@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hypothesis import settings
 from transformers import (
     AutoModelForCausalLM,
@@ -48,6 +49,13 @@ def architecture(**changes: Any) -> dict[str, Any]:
     sizes = {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_inner": 64, "rotary_dim": 8, "n_positions": 128}
     dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
     return {"model_type": "gptj", **sizes, **dropout, **changes}
+
+
+@pytest.fixture(autouse=True)
+def _hydra_forgets_the_last_run() -> Iterator[None]:
+    """A command that a test ran in this process leaves its Hydra configuration behind, which later ones would read."""
+    yield
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture(scope="session")
