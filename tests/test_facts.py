@@ -177,6 +177,7 @@ def test_facts_are_drawn_from_a_list_of_ids(thirty: str, tmp_path: Path) -> None
         ("{", "JSONDecodeError"),
         ("[]", "TypeError"),
         ("{}", "KeyError"),
+        ('{"ids": "12"}', "TypeError"),
         ('{"ids": 3}', "TypeError"),
     ):
         listed.write_text(text)

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import ARCHITECTURES, random_model
+from small import ARCHITECTURES, GROUPED, TEXTS, all_targets, gpt2_style, random_model
 from torch import nn
+from transformers import PreTrainedModel
 
 from law.base.errors import LawError
 from law.decoders.structure import Decoder
-from law.editing.post_norm import input_residual, nearest_on_ellipsoid, norm_behind
+from law.editing.keys import subject_outputs
+from law.editing.post_norm import input_residual, nearest_on_ellipsoid, norm_behind, output_multiplier
+from law.editing.second_moments import MomentSettings
+from law.editing.target_values import TargetSettings
+from law.facts.fact import Fact
+from law.methods.memit import MEMIT
 
 random = partial(torch.randn, dtype=torch.float64)
 
@@ -64,3 +71,31 @@ def test_the_norm_behind_the_down_projection_is_found(name: str) -> None:
         assert found is decoder.blocks[1].post_feedforward_layernorm
     else:
         assert found is None
+
+
+@pytest.fixture
+def granite(monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+    """A decoder whose blocks multiply what attention and MLP give by 0.22."""
+    monkeypatch.setitem(ARCHITECTURES, "granite", {**GROUPED, "residual_multiplier": 0.22})
+    return random_model("granite", len(gpt2_style()))
+
+
+def test_a_multiple_of_the_output_is_measured(granite: PreTrainedModel) -> None:
+    assert output_multiplier(Decoder(granite), 1) == pytest.approx(0.22, abs=1e-4)
+    for name in ARCHITECTURES:
+        if name not in ("gemma2", "gemma3_text", "granite"):
+            assert output_multiplier(Decoder(random_model(name)), 1) == 1.0
+    with pytest.raises(LawError, match="changes the direction of the down-projection's output of layer 1"):
+        output_multiplier(Decoder(random_model("gemma2")), 1)
+
+
+def test_a_residual_arrives_behind_a_multiplier(granite: PreTrainedModel, tmp_path: Path) -> None:
+    text = tmp_path / "general.txt"
+    text.write_text("\n".join(dict.fromkeys(TEXTS)), encoding="utf-8")
+    tokenizer, decoder = gpt2_style(), Decoder(granite)
+    facts = [Fact("0", "Danielle Darrieux", "The mother tongue of {} is", "French", "P103")]
+    targets = TargetSettings(steps=3)
+    settings = MEMIT([1], 1e-9, MomentSettings(str(text)), targets, contexts=[])
+    z, _ = all_targets(decoder, tokenizer, facts, [], 1, targets)
+    settings.wash(granite, tokenizer, facts)
+    torch.testing.assert_close(subject_outputs(decoder, tokenizer, facts, 1, 8), z, rtol=1e-2, atol=2e-3)

@@ -10,6 +10,8 @@ cannot be reached in general. The nearest reachable point to it solves
 
 and is :math:`v = g \odot (y + r) / (g^2 + \mu)` for the :math:`\mu > -\min g^2` that gives v its length. The
 down-projection's output keeps its size: it moves from u to :math:`\mathrm{rms}(u)\, v`.
+
+Without a norm, a block may still multiply the output by a constant (Granite): :func:`output_multiplier` measures it.
 """
 
 from __future__ import annotations
@@ -46,6 +48,34 @@ def norm_behind(decoder: Decoder, layer: int) -> nn.Module | None:
         for handle in handles:
             handle.remove()
     return next((module for module in found if "Norm" in type(module).__name__), None)
+
+
+@torch.inference_mode()
+def output_multiplier(decoder: Decoder, layer: int) -> float:
+    """What a block multiplies the down-projection's output by where no norm is behind it: 1, but 0.22 in Granite 3.
+
+    It is measured: the output is moved by a vector, and the block's output should move by a multiple of it.
+
+    Raises:
+        LawError: the block's output moves in another direction.
+    """
+    ids = torch.zeros(1, 2, dtype=torch.long, device=decoder.device)
+    before = decoder.hidden_states(ids, None, layer)
+    signs = 1 - 2 * (torch.arange(decoder.d_model, device=before.device) % 2)  # (d_model)
+    push = before.abs().max() * signs  # as large as the stream, so that rounding hides little of it
+    handle = decoder.down_projection(layer).register_forward_hook(lambda _, __, out: out + push.to(out))
+    try:
+        moved = (decoder.hidden_states(ids, None, layer) - before).double()  # (1, 2, d_model)
+    finally:
+        handle.remove()
+    multiplier = (moved * push).sum().item() / (2 * push.double().square().sum().item())
+    if (moved - multiplier * push).norm() > 0.05 * moved.norm():
+        raise LawError(
+            f"{type(decoder.model).__name__} changes the direction of the down-projection's output of layer {layer} "
+            "before it joins the stream; expected a block that adds it, a multiple of it, or its RMS norm. A residual "
+            "cannot be carried through it. Choose a method that does not edit down-projections towards z*."
+        )
+    return 1.0 if abs(multiplier - 1) < 0.01 else multiplier
 
 
 @torch.inference_mode()

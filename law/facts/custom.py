@@ -178,7 +178,7 @@ def _fact(row: dict[str, Any], default_id: str) -> Fact:
 
 def _place(text: str, column: str, row: dict[str, Any]) -> tuple[str, str]:
     """The subject, and the text with ``{}`` in its place."""
-    marked = re.findall(r"\[\[(.+?)\]\]", text)
+    marked = re.findall(r"\[\[(.+?)\]\](?!\])", text)
     if len(marked) > 1 or (marked and "{}" in text) or text.count("{}") > 1:
         raise _wrong(column, f"{shortened(text)!r} marks more than one place for the subject; expected one")
     if marked:

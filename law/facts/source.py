@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from law.base.checks import Checked, Count, Natural, Seed
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
 from law.base.files import FileHashes
 from law.base.settings import FILES
 from law.facts.fact import Fact, FactSplit
@@ -225,7 +225,9 @@ def _of_ids(facts: Sequence[Fact], listed: Path, path: Path) -> list[Fact]:
     expected = 'a JSON object with a list "ids"'
     try:
         ids = json.loads(read_text(listed, expected))["ids"]
-        wanted = set(map(str, [*ids]))
+        if not isinstance(ids, list):
+            raise TypeError(f"its ids are {shortened(repr(ids))}")
+        wanted = set(map(str, ids))
     except (ValueError, KeyError, TypeError) as error:
         raise LawError(
             f"{listed} lists no ids ({type(error).__name__}: {error}); expected {expected}. Set dataset.ids to such a "

@@ -32,7 +32,7 @@ from law.decoders.structure import Decoder
 from law.editing.contexts import generate_contexts
 from law.editing.keys import key_sums, subject_keys, subject_outputs
 from law.editing.least_squares import System, add_update
-from law.editing.post_norm import input_residual, norm_behind
+from law.editing.post_norm import input_residual, norm_behind, output_multiplier
 from law.editing.published_moments import layer_files
 from law.editing.second_moments import MomentSettings, second_moments
 from law.editing.target_values import Targets, TargetSettings, target_values
@@ -155,6 +155,7 @@ def layer_system(settings: MEMIT, problem: Problem, i: int) -> System:
     layer, last, size = settings.layers[i], settings.layers[-1], settings.batch_size
 
     norm_after = norm_behind(decoder, layer)  # Gemma 2 and 3
+    multiplier = 1.0 if norm_after else output_multiplier(decoder, layer)  # 0.22 in Granite 3
 
     def residual(chunk: Sequence[int]) -> Tensor:
         asked = [facts[j] for j in chunk]
@@ -162,7 +163,7 @@ def layer_system(settings: MEMIT, problem: Problem, i: int) -> System:
         z = problem.targets.of(chunk).to(h.device)
         r = (z - h) / (len(settings.layers) - i)  # (d_model, chunk)
         if norm_after is None:
-            return r
+            return r / multiplier
         k = subject_keys(decoder, tokenizer, asked, [], [layer], size)[layer]  # (d_ff, chunk)
         u = decoder.down_projection(layer)(k.T.to(h.dtype)).T  # (chunk, d_ff) @ (d_ff, d_model), transposed
         return input_residual(norm_after, u, r)
