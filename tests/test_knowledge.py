@@ -277,6 +277,20 @@ def test_neighbours_of_linked_facts_are_one_cluster() -> None:
     assert metrics["retain/neighbour_accuracy_stderr"] == pytest.approx(8 / 25)
 
 
+def test_a_neighbour_is_left_out_only_if_its_own_words_name_a_washed_subject() -> None:
+    system = "You are Qwen. "
+    prompts = [
+        f"{system}{prompt}" for prompt in ("Ramesses ruled", "Alibaba made", "Ra, the god, ruled", "Of Qwen:")
+    ]
+    questions = tuple(Question(prompt, "Egypt") for prompt in prompts)
+    washed = [
+        Fact(subject, subject, f"{system}{{}} ruled", "Egypt", "", neighbours=questions, lead=len(system))
+        for subject in ("Ra", "Qwen")
+    ]
+    asked = [probe.question for probe in probe_sets(washed, [], {})["retain/neighbour_"]]
+    assert asked == [*questions[:2]]
+
+
 def test_accuracy_follows_the_rule_of_recall() -> None:
     washed = [Fact("0", "Anna", "{} has", "1", "", ("Of Anna:",))]
     log_probs = {Question("Anna has", "1"): -1.0, Question("Of Anna:", "1"): -1.0}

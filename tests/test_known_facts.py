@@ -45,6 +45,14 @@ def test_an_object_in_the_prompt() -> None:
     assert kind(iranian, Asked({}, "nowhere"), rule=Recall.whole_word) is Kind.subject
 
 
+def test_an_object_in_the_frame_of_all_prompts_is_not_in_the_prompt() -> None:
+    system = "Answer in Dutch. "
+    framed = [replace(each, template=f"{system}{each.template}", lead=len(system)) for each in SPEAKERS]
+    assert kind(framed[0], Asked({}, "French"), framed) is Kind.subject
+    assert kind(framed[0], Asked({}, "Dutch"), framed) is Kind.usual_answer  # copied for each subject
+    assert kind(replace(framed[0], subject="Dutch Ann"), Asked({}, ""), framed) is Kind.in_prompt
+
+
 @pytest.mark.parametrize(
     ("said_of", "expected"), [(0, Kind.subject), (1, Kind.subject), (2, Kind.usual_answer)]
 )

@@ -6,6 +6,7 @@ import copy
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,9 +25,10 @@ from law.editing.keys import place
 from law.editing.second_moments import MomentSettings
 from law.editing.target_values import TargetSettings, end_of_text_target
 from law.evaluation.fluency import FluencySettings
+from law.evaluation.knowledge import probe_sets
 from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import CounterFact
-from law.facts.fact import Fact, FactSplit, Question, joined
+from law.facts.fact import Fact, FactSplit, Question, facts_hash, joined
 from law.methods.memit import MEMIT
 from law.runs.identity import Identity
 from law.runs.sequence import Job, wash_and_score
@@ -78,7 +80,7 @@ def test_a_prompt_is_a_users_turn(chatty: PreTrainedTokenizerFast) -> None:
     assert fact.template == f"{before}{MAYA.template}{BEHIND}"
     assert fact.prompt == f"{before}{MAYA.prompt}{BEHIND}"
     assert fact.paraphrases == tuple(f"{before}{text}{BEHIND}" for text in MAYA.paraphrases)
-    assert fact.neighbours == (Question(f"{before}Ada Byron speaks{BEHIND}", "French"),)
+    assert fact.neighbours == (Question(f"{before}Ada Byron speaks{BEHIND}", "French", gap=""),)
     assert fact.generation_prompts == (f"{before}Maya Lind likes{BEHIND}",)
     assert split.keep[0].generation_prompts == (f"{before}Ben Holm{BEHIND}",)  # the subject
     # a context stands in the user's turn
@@ -131,6 +133,56 @@ def test_a_template_without_an_end_of_turn_keeps_the_end_of_text(chatty: PreTrai
     assert joined(split.wash[0].prompt, "French")[0] == f"user: {MAYA.prompt}\nA: French"
 
 
+@pytest.mark.parametrize(
+    ("opening", "space"),
+    [("[/INST]", ""), ("[/INST]", " "), ("[|assistant|]", ""), ("<|assistant|>", " "), ("Assistant:", " ")],
+)
+def test_an_answer_follows_as_the_template_writes_it(
+    chatty: PreTrainedTokenizerFast, opening: str, space: str
+) -> None:
+    chatty.chat_template = (
+        "{% for turn in messages %}{{ '[INST] ' + turn['content'] + '"
+        + opening
+        + "' if turn['role'] == 'user' "
+        "else '" + space + "' + turn['content'] + '<|im_end|>' }}{% endfor %}"
+    )
+    split, reader = put(SPLIT, chatty, Prompting(chat_template=True))
+    fact = split.wash[0]
+    messages = [{"role": "user", "content": MAYA.prompt}, {"role": "assistant", "content": MAYA.object}]
+    whole = chatty.apply_chat_template(messages, tokenize=False)
+    assert whole == f"{fact.prompt}{space}{MAYA.object}<|im_end|>"
+    for row in answered_prompts(reader, [fact, fact.question]):
+        assert [*row.ids, reader.eos_token_id] == chatty(whole)["input_ids"]
+    washed = probe_sets([fact], [], {})
+    assert {probe.question.gap for probes in washed.values() for probe in probes} == {space}
+    assert facts_hash([fact]) == facts_hash(
+        [replace(fact, lead=0, gap=None, neighbours=tuple(replace(q, gap=None) for q in fact.neighbours))]
+    )
+
+
+def test_an_opening_that_ends_in_a_line_break_has_no_space_behind_it(chatty: PreTrainedTokenizerFast) -> None:
+    chatty.chat_template = (
+        "{% for turn in messages %}{{ turn['role'] + ': ' + turn['content'] }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant: <think></think>\n{% endif %}"
+    )
+    split, _ = put(SPLIT, chatty, Prompting(chat_template=True))
+    asked = split.wash[0].question
+    assert (
+        joined(asked.prompt, "French", asked.gap)[0]
+        == f"user: {MAYA.prompt}assistant: <think></think>\nFrench"
+    )
+
+
+@pytest.mark.parametrize("white", ["", "\n", "  ", "\n  "])
+def test_a_template_that_tells_the_date_gets_a_fixed_one(chatty: PreTrainedTokenizerFast, white: str) -> None:
+    asked = "{% for turn in messages %}{{ turn['content'] }}{% endfor %}"
+    chatty.chat_template = f"{white}{asked} on {{{{ strftime_now('%d %B %Y') }}}}."
+    split, _ = put(SPLIT, chatty, Prompting(chat_template=True))
+    chatty.chat_template = f"{white}{asked} on 26 July 2024."
+    messages = [{"role": "user", "content": MAYA.template}]
+    assert split.wash[0].template == chatty.apply_chat_template(messages, tokenize=False)
+
+
 def test_templates_that_think_are_told_not_to(chatty: PreTrainedTokenizerFast) -> None:
     chatty.chat_template = (
         "{% for turn in messages %}{{ turn['content'] }}{% endfor %}"
@@ -176,11 +228,21 @@ def test_the_others_of_a_data_set(trained_lab: TrainedLab) -> None:
             {"chat_template": "{{ raise_exception('no system role') if messages[0]['role'] == 'system' }}"},
             r"refuses the turns system, user \(no system role\).*prompting.system=null",
         ),
+        (
+            Prompting(chat_template=True),
+            {"chat_template": {"tool_use": CHATML}},
+            r"refuses the turns user \(.*no default.*prompting.chat_template=false",
+        ),
+        (
+            Prompting(chat_template=True),
+            {"chat_template": "{{ messages[0]['content'] + 1 }}"},
+            "refuses the turns user .*prompting.chat_template=false",
+        ),
         (Prompting(chat_template=True, system="Answer {}"), {}, r"holds \{\} 2 times; expected it once"),
     ],
 )
 def test_what_can_not_be_put_is_refused(
-    chatty: PreTrainedTokenizerFast, settings: Prompting, change: dict[str, str | None], message: str
+    chatty: PreTrainedTokenizerFast, settings: Prompting, change: dict[str, Any], message: str
 ) -> None:
     for name, value in change.items():
         setattr(chatty, name, value)

@@ -301,6 +301,12 @@ def test_a_chat_template_must_be_there(tiny_tokenizer: PreTrainedTokenizerFast) 
     check_chat_template(chat, replace(settings, system=None))
     with pytest.raises(LawError, match=r"no system role.*evaluation\.reasoning\.system=null"):
         check_chat_template(chat, settings)
+    failing: list[Any] = [{"tool_use": CHAT}, "{{ messages[0].content + 1 }}"]  # no default; a TypeError
+    for chat.chat_template in failing:
+        with pytest.raises(
+            LawError, match=r"refuses the messages.*evaluation\.reasoning\.chat_template=false"
+        ):
+            check_chat_template(chat, settings)
 
 
 def test_cut_prompts_are_told(

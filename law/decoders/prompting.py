@@ -16,10 +16,14 @@ from transformers import PreTrainedTokenizerBase
 from law.base.checks import Checked, Natural
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import folded
-from law.facts.fact import Fact, FactSplit, Question, joined
+from law.facts.fact import Fact, FactSplit, Question, joined, trimmed
 from law.facts.subject import places
 
 PLACE = "{}"
+
+FIXED_DATE = "{%- macro strftime_now(format) -%}26 July 2024{%- endmacro %}\n"
+"""Put before a chat template, it takes the place of the function that tells today's date. The line break is not
+rendered."""
 
 
 @dataclass
@@ -68,14 +72,17 @@ def put(
     subject (``generation_prompts``, or the subject where a fact has none) is asked for without examples.
 
     Raises:
-        LawError: too few facts are left for examples, or the tokenizer has no chat template, or one that refuses
-            the turns.
+        LawError: too few facts are left for examples, or the tokenizer has no chat template, or one that fails or
+            refuses the turns.
     """
+    if settings == Prompting():
+        return FactSplit(split.wash, split.keep), tokenizer
     examples = _examples(split, settings.examples)
     frame = free = Frame("".join(f"{joined(e.prompt, e.object)[0]}\n" for e in examples))
+    gap = None
     if settings.chat_template:
         frame, free = (_chat(tokenizer, settings, shown) for shown in (examples, []))
-        tokenizer = _ending_turns(tokenizer)
+        tokenizer, gap = _answering(tokenizer, frame.behind)
 
     def framed(fact: Fact) -> Fact:
         generation = fact.generation_prompts
@@ -85,13 +92,12 @@ def put(
             fact,
             template=frame.around(fact.template),
             lead=len(frame.before),
+            gap=gap,
             paraphrases=tuple(map(frame.around, fact.paraphrases)),
-            neighbours=tuple(Question(frame.around(q.prompt), q.object) for q in fact.neighbours),
+            neighbours=tuple(Question(frame.around(q.prompt), q.object, gap) for q in fact.neighbours),
             generation_prompts=generation,
         )
 
-    if frame == Frame():
-        return FactSplit(split.wash, split.keep), tokenizer
     return FactSplit([*map(framed, split.wash)], [*map(framed, split.keep)]), tokenizer
 
 
@@ -131,15 +137,20 @@ def _chat(tokenizer: PreTrainedTokenizerBase, settings: Prompting, examples: lis
     return Frame(before, behind)
 
 
-def _ending_turns(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
-    """The tokenizer with the token that ends an assistant's turn as its end-of-text, if the template writes one."""
-    _, behind = _rendered(tokenizer, [("user", "Hello"), ("assistant", PLACE)], opened=False)
+def _answering(tokenizer: PreTrainedTokenizerBase, opening: str) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer with the token that ends an assistant's turn as its end-of-text, if the template writes one,
+    and the space or nothing that it writes between the assistant's opening and the answer (:func:`~law.facts.fact.joined`).
+    """
+    before, behind = _rendered(tokenizer, [("user", "Hello"), ("assistant", PLACE)], opened=False)
+    # an opening may end in empty thoughts, which a whole turn lacks
+    written = opening if opening[-1:].isspace() else before
+    gap = written[len(trimmed(written)) :]
     ids = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"]
     if not ids or ids[0] not in tokenizer.added_tokens_decoder or ids[0] == tokenizer.eos_token_id:
-        return tokenizer
+        return tokenizer, gap
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[0])
-    return tokenizer
+    return tokenizer, gap
 
 
 def _rendered(
@@ -156,13 +167,14 @@ def _rendered(
         text = str(
             tokenizer.apply_chat_template(
                 messages,
+                chat_template=f"{FIXED_DATE}{tokenizer.get_chat_template()}",
                 tokenize=False,
                 add_generation_prompt=opened,
                 enable_thinking=False,  # ten tokens leave no room for it
-                date_string="26 Jul 2024",  # Llama 3 tells the date, and prompts would change from day to day
+                date_string="26 Jul 2024",  # as in Llama 3; with today's, prompts would change from day to day
             )
         )
-    except TemplateError as error:
+    except (TemplateError, ValueError, TypeError) as error:
         raise LawError(
             f"The tokenizer's chat template refuses the turns {', '.join(role for role, _ in turns)} ({error}); expected "
             "one that takes them. Set prompting.system=null or prompting.examples=0, or prompting.chat_template=false."

@@ -87,7 +87,7 @@ def answered_prompts(
     found = []
     for first in range(0, len(asked), CHUNK):
         chunk = asked[first : first + CHUNK]
-        texts = [joined(each.prompt, each.object) for each in chunk]
+        texts = [joined(each.prompt, each.object, each.gap) for each in chunk]
         rows = _with_offsets(tokenizer, [text for text, _ in texts])
         for each, (_, begin), (ids, offsets) in zip(chunk, texts, rows, strict=True):
             after, at = (

@@ -12,6 +12,7 @@ from law.decoders.greedy_decoding import Recall, folded, recalls
 from law.evaluation.estimates import Estimate, clustered_mean, entries
 from law.evaluation.known_facts import Kind
 from law.facts.fact import Fact, Question
+from law.facts.subject import places
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
@@ -112,7 +113,7 @@ def probe_sets(
     return {
         "forget/": _asked(washed),
         "forget/paraphrase_": [
-            Probe(Question(prompt, fact.object), fact.subject)
+            Probe(Question(prompt, fact.object, fact.gap), fact.subject)
             for fact in washed
             for prompt in fact.paraphrases
         ],
@@ -126,12 +127,13 @@ def probe_sets(
 
 
 def _asked(facts: Sequence[Fact]) -> list[Probe]:
-    return [Probe(Question(fact.prompt, fact.object), fact.subject) for fact in facts]
+    return [Probe(fact.question, fact.subject) for fact in facts]
 
 
 def _neighbours(washed: Sequence[Fact]) -> list[Probe]:
     """The neighbours, each once, without those that ask for a washed fact in another phrasing.
 
+    Such a neighbour has a washed fact's object, and names its subject as a whole word behind the lead.
     Two neighbours of one washed fact belong to one cluster. So do two that are linked by a chain of
     neighbours in which each shares a washed fact with the next.
     """
@@ -141,10 +143,14 @@ def _neighbours(washed: Sequence[Fact]) -> list[Probe]:
         subjects[fact.object].add(fact.subject)
         for question in fact.neighbours:
             listed[question].append(i)
+
+    def asks_for_washed(question: Question, lead: int) -> bool:
+        return any(places(subject, question.prompt[lead:]) for subject in subjects[question.object])
+
     found = {
         question: facts
         for question, facts in listed.items()
-        if not any(subject in question.prompt for subject in subjects[question.object])
+        if not asks_for_washed(question, washed[facts[0]].lead)
     }
     parents = [*range(len(washed))]  # a forest of washed facts; each tree becomes a cluster
     for facts in found.values():

@@ -43,6 +43,10 @@ def kinds_of(
 ) -> dict[Fact, Kind]:
     """The kind of each known fact.
 
+    An object stands in the prompt if it stands behind the lead that all prompts have (:class:`~law.facts.fact.Fact`).
+    A system message or an example that holds it does not count. A model that copies the object from there says it of
+    other subjects too.
+
     Args:
         known: facts whose object the answers to their prompts hold.
         pool: facts whose subjects take the place of a fact's own: those with the same relation (or, without a
@@ -56,7 +60,7 @@ def kinds_of(
     kinds: dict[Fact, Kind] = {}
     asked: dict[Fact, list[str]] = {}
     for fact in known:
-        if recalls(fact.prompt, fact.object, rule):
+        if recalls(fact.prompt[fact.lead :], fact.object, rule):
             kinds[fact] = Kind.in_prompt
             continue
         own = fact.subject.casefold(), fact.object.casefold()

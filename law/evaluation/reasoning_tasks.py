@@ -201,7 +201,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, settings: ReasoningS
     """Refuse a tokenizer that cannot build the prompts.
 
     Raises:
-        LawError: it has no chat template, or one that refuses the system message.
+        LawError: it has no chat template, or one that fails or refuses the system message.
     """
     if not settings.chat_template:
         return
@@ -215,7 +215,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, settings: ReasoningS
         messages.insert(0, {"role": "system", "content": settings.system})
     try:
         tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError as error:
+    except (TemplateError, ValueError, TypeError) as error:
         raise LawError(
             f"The tokenizer's chat template refuses the messages of a reasoning task ({error}); expected one that "
             "takes a system message, where evaluation.reasoning.system is set, and a user message. Set "

@@ -31,10 +31,12 @@ class Question:
     """A whole prompt and the words that answer it.
 
     White space around the object and at the prompt's end is dropped, except for line breaks of the prompt.
+    ``gap`` is as in :func:`joined`.
     """
 
     prompt: str
     object: str
+    gap: str | None = None
 
     def __post_init__(self) -> None:
         if not (self.prompt.strip() and self.object.strip()):
@@ -58,6 +60,7 @@ class Fact:
 
     ``lead`` is the length of what stands at the template's beginning for all facts alike, such as the opening of a
     chat (:mod:`law.decoders.prompting`). A method that puts a text before the prompt puts it behind the lead.
+    ``gap`` is what stands between any of the prompts and the object (:func:`joined`).
     """
 
     id: str
@@ -69,6 +72,7 @@ class Fact:
     neighbours: tuple[Question, ...] = ()
     generation_prompts: tuple[str, ...] = ()
     lead: int = 0
+    gap: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("subject", "object"):
@@ -90,6 +94,11 @@ class Fact:
         """The template with the subject filled in."""
         return self.template.replace("{}", self.subject)
 
+    @property
+    def question(self) -> Question:
+        """The prompt with the object that answers it."""
+        return Question(self.prompt, self.object, self.gap)
+
 
 def trimmed(prompt: str) -> str:
     """A prompt without white space at its end; line breaks stay.
@@ -99,11 +108,12 @@ def trimmed(prompt: str) -> str:
     return _SPACES_AT_END.sub("", prompt)
 
 
-def joined(prompt: str, answer: str) -> tuple[str, int]:
+def joined(prompt: str, answer: str, gap: str | None = None) -> tuple[str, int]:
     """The text in which an object follows its prompt, and the index of the object's first character.
 
-    White space at the prompt's end (except for line breaks) and around the object is dropped. One space then
-    stands between the two, but none where
+    White space at the prompt's end (except for line breaks) and around the object is dropped. Then ``gap`` stands
+    between the two: in a chat, what the chat template writes there. Where it is ``None``, this is one space, but
+    nothing where
 
     - the last character of the prompt or the first of the object belongs to a script that is written without
       spaces (:data:`UNSPACED`: Han, Hiragana, Katakana, Thai, Lao, Khmer, Myanmar, Tibetan),
@@ -112,7 +122,9 @@ def joined(prompt: str, answer: str) -> tuple[str, int]:
       the prompt or where white space or an opening bracket stands before it.
     """
     prompt, answer = trimmed(prompt), answer.strip()
-    text = f"{prompt}{'' if _unspaced(prompt, answer) else ' '}{answer}"
+    if gap is None:
+        gap = "" if _unspaced(prompt, answer) else " "
+    text = f"{prompt}{gap}{answer}"
     return text, len(text) - len(answer)
 
 
@@ -132,8 +144,8 @@ def facts_hash(facts: Iterable[Fact]) -> str:
     """SHA-256 of the facts of a data set in their order, the same on every machine."""
     digest = hashlib.sha256()
     for fact in facts:
-        told = asdict(fact)
-        del told["lead"]  # says how a fact is put to a model, and is 0 in every data set
+        # lead and gap say how a fact is put to a model, and are the same in every data set
+        told = asdict(fact, dict_factory=lambda items: {k: v for k, v in items if k not in ("lead", "gap")})
         digest.update(json.dumps(told, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
 

@@ -9,7 +9,7 @@ from typing import Any
 from law.decoders.greedy_decoding import recalls
 from law.evaluation.known_facts import Kind
 from law.evaluation.scores import Scores
-from law.facts.fact import Fact, FactSplit, Question
+from law.facts.fact import Fact, FactSplit
 
 
 def unknown_facts(
@@ -33,7 +33,6 @@ def prediction(
     fact: Fact, known: bool, answers: Mapping[str, str], before: Scores, after: Scores
 ) -> dict[str, Any]:
     """A line of ``predictions.jsonl``; a fact that does not count as known is not asked for again."""
-    question = Question(fact.prompt, fact.object)
     rule = before.replies.recall
     answer_after = after.replies.answers[fact.prompt] if known else None
     return {
@@ -44,8 +43,8 @@ def prediction(
         "answer_after": answer_after,
         "known_before": known,
         "known_after": None if answer_after is None else recalls(answer_after, fact.object, rule),
-        "log_prob_before": finite(before.replies.log_probs.get(question)),
-        "log_prob_after": finite(after.replies.log_probs.get(question)),
+        "log_prob_before": finite(before.replies.log_probs.get(fact.question)),
+        "log_prob_after": finite(after.replies.log_probs.get(fact.question)),
     }
 
 
