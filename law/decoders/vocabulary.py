@@ -61,9 +61,13 @@ def _name_end_of_text(
     """Take the end-of-text token from the model's configuration files, where the tokenizer names none."""
     generation = model.generation_config
     declared = None if generation is None or generation._from_model_config else generation.eos_token_id
-    for found in (declared, config.get("eos_token_id"), config.get("text_config", {}).get("eos_token_id")):
-        first = next(iter(found), None) if isinstance(found, list) else found
-        token = None if first is None else tokenizer.convert_ids_to_tokens(first)
+    text_config = config.get("text_config") or {}
+    tokens = {i: token for token, i in tokenizer.get_vocab().items()}
+    for found in (declared, config.get("eos_token_id"), text_config.get("eos_token_id")):
+        # some configurations write -1 for none
+        token = next(
+            (tokens[i] for i in (found if isinstance(found, list) else [found]) if i in tokens), None
+        )
         if token is not None:
             # as a special token: its text is one token, and is left out of what is decoded
             tokenizer.add_special_tokens({"eos_token": token})
