@@ -18,6 +18,7 @@ from small import gpt2_style, random_model, weights
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from law.base.errors import LawError
+from law.decoders.adapters import merge_adapter
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.saving import Save, save_washed, snapshot
 from law.decoders.structure import Decoder
@@ -154,6 +155,48 @@ def test_an_adapter_of_another_kind_or_model_is_refused(
         load(tmp_path / "prompts")
 
 
+@pytest.mark.parametrize("target", ["lm_head", "wte"])
+def test_an_adapter_of_one_of_two_tied_layers_is_refused(tmp_path: Path, target: str) -> None:
+    """GPT-2's output layer is its embedding: merged into one, the adapter once changed the other too."""
+    config = LoraConfig(r=4, target_modules=["c_attn", target], init_lora_weights=False)
+    get_peft_model(random_model("gpt2"), config).save_pretrained(tmp_path)
+    with pytest.raises(
+        LawError, match=r"\(transformer\.wte\.weight and lm_head\.weight are tied\).*modules_to_save"
+    ):
+        merge_adapter(random_model("gpt2"), tmp_path / "adapter_config.json")
+
+
+@pytest.mark.parametrize("changes", [{"modules_to_save": ["lm_head"]}, {"trainable_token_indices": [1, 2]}])
+def test_adapters_that_agree_with_tied_layers_are_merged(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """An output layer of its own, or new rows of the embedding in both layers."""
+    adapted = get_peft_model(
+        random_model("gpt2"), LoraConfig(r=4, target_modules=["c_attn"], **changes)
+    ).eval()
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter += 0.1 * torch.randn_like(parameter)
+    adapted.save_pretrained(tmp_path)
+    merged, ids = merge_adapter(random_model("gpt2"), tmp_path / "adapter_config.json"), torch.arange(8)[None]
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
+    assert (merged(ids).logits - random_model("gpt2")(ids).logits).abs().max() > 1e-2
+
+
+def test_an_adapter_of_a_deeper_model_is_refused(
+    adapted: PeftModel, make_model: MakeModel, checkpoint: Path, tmp_path: Path
+) -> None:
+    """Its first two blocks fit; peft once left out the third without a word."""
+    adapted.save_pretrained(tmp_path / "adapter")
+    make_model(n_layer=2).save_pretrained(tmp_path / "shallow")
+    shutil.copy(checkpoint / "tokenizer.json", tmp_path / "shallow")
+    edit_json(tmp_path / "adapter" / "adapter_config.json", base_model_name_or_path=str(tmp_path / "shallow"))
+    with pytest.raises(
+        LawError,
+        match=r"weights that fit no module of GPTJ.*\.h\.2\.attn.*\(4 in all\).*base_model_name_or_path",
+    ):
+        load(tmp_path / "adapter")
+
+
 def test_a_model_with_adapters_is_refused_by_methods_and_no_adapter_is_proposed(adapter: Path) -> None:
     """As transformers attaches it: the error once proposed ``mlp.fc_out.lora_B.default`` as down-projection."""
     attached = AutoModelForCausalLM.from_pretrained(adapter)
@@ -187,12 +230,17 @@ def test_end_of_text_is_taken_from_the_models_configuration(
     other = tokenizer.convert_tokens_to_ids("A")
     edit_json(checkpoint / "generation_config.json", eos_token_id=[other, 0], _from_model_config=None)
     assert load(checkpoint)[1].eos_token_id == other
+    edit_json(checkpoint / "generation_config.json", eos_token_id=[-1, 10**9, other])
+    assert load(checkpoint)[1].eos_token_id == other
 
 
-def test_no_end_of_text_anywhere_is_told_with_the_file_to_mend(checkpoint: Path) -> None:
+@pytest.mark.parametrize("eos", [None, -1, 10**9, 2**40, [-1]])
+def test_no_end_of_text_anywhere_is_told_with_the_file_to_mend(checkpoint: Path, eos: Any) -> None:
     """GPT-J's class has an end-of-text id of its own; what no file says is not taken for this model's."""
     edit_json(checkpoint / "tokenizer_config.json", eos_token=None)
-    edit_json(checkpoint / "config.json", eos_token_id=None)
+    edit_json(checkpoint / "config.json", eos_token_id=eos)
+    config = json.loads((checkpoint / "config.json").read_text()) | {"text_config": None}
+    (checkpoint / "config.json").write_text(json.dumps(config))
     (checkpoint / "generation_config.json").unlink()
     with pytest.raises(LawError, match=r'Write "eos_token": .* into .*base/tokenizer_config\.json'):
         load(checkpoint)

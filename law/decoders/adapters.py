@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import logging
 import warnings
+from collections import defaultdict
 from pathlib import Path
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -50,14 +51,18 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     """The model with an adapter added to its weights: a plain one, every weight trainable.
 
     Raises:
-        LawError: the adapter's kind can't be merged, or it was made for another model.
+        LawError: the adapter's kind can't be merged, it was made for another model, or it changes one of two tied layers.
     """
     from peft import PeftModel  # it takes seconds to import
 
+    unused: list[str] = []
+    # peft drops the weights that fit no module, and does not tell
+    hook = model.register_load_state_dict_post_hook(lambda _, keys: unused.extend(keys.unexpected_keys))
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(adapter.parent))
+        _refuse_tied(adapted, adapter.parent)
         kind = adapted.peft_type
         merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, UserWarning) as error:
@@ -67,9 +72,47 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
             "adapter_model.safetensors of a kind that merges, as LoRA does (prompt and prefix tuning do not), made for "
             "this model. Set model.path to a checkpoint without an adapter, or mend base_model_name_or_path."
         ) from error
+    finally:
+        hook.remove()
+    if unused:
+        raise LawError(
+            f"The adapter {adapter.parent} has weights that fit no module of {type(model).__name__} "
+            f"({model.name_or_path}): {', '.join(sorted(unused)[:3])} ({len(unused)} in all). Expected a module for every "
+            "weight, since the others would be left out. Mend base_model_name_or_path in adapter_config.json: it must "
+            "name the model that the adapter was trained on."
+        )
     refuse_adapters(merged)
     log.info("the adapter %s (%s) is merged into the weights of %s", adapter.parent, kind, model.name_or_path)
     return merged.requires_grad_(True)
+
+
+def _refuse_tied(adapted: nn.Module, folder: Path) -> None:
+    """Refuse an adapter of one of two layers that share a weight: merged, it would change the other layer too.
+
+    Raises:
+        LawError: with the names of the weight in both layers.
+    """
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = {name: module for name, module in adapted.named_modules() if isinstance(module, BaseTunerLayer)}
+    names_of: defaultdict[Tensor, list[str]] = defaultdict(list)
+    for name, parameter in adapted.named_parameters(remove_duplicate=False):
+        names_of[parameter].append(name)
+    for names in names_of.values():
+        around = [[n for n in layers if name.startswith(f"{n}.base_layer.")] for name in names]
+        # peft puts new rows of an embedding into every layer that shares it
+        rows_alone = all(
+            found and all(isinstance(layers[n], TrainableTokensLayer) for n in found) for found in around
+        )
+        if len(names) > 1 and any(around) and not rows_alone:
+            tied = " and ".join(n.removeprefix("base_model.model.").replace(".base_layer", "") for n in names)
+            raise LawError(
+                f"The adapter {folder} changes a weight that layers share ({tied} are tied); expected adapters of weights "
+                "that one layer has, since merging would change the other layers too. Train the adapter again without "
+                "these layers in target_modules, or with modules_to_save=[lm_head], or on a model saved with "
+                "tie_word_embeddings=False."
+            )
 
 
 def refuse_adapters(model: nn.Module) -> None:

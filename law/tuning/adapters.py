@@ -34,7 +34,11 @@ class Lora(Checked):
 
 @contextmanager
 def adapters(model: PreTrainedModel, lora: Lora) -> Iterator[list[Tensor]]:
-    """The adapters' weights, to be tuned inside. Afterwards they are merged; after a failure, they are removed."""
+    """The adapters' weights, to be tuned inside. Afterwards they are merged; after a failure, they are removed.
+
+    Every other weight is frozen, and stays frozen afterwards. The caller makes them trainable again, as
+    :func:`law.tuning.loop.tune` does.
+    """
     from peft import LoraConfig, get_peft_model  # it takes seconds to import
 
     names = Decoder(model).attention_inputs()
