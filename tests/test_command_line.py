@@ -57,7 +57,7 @@ def test_the_proposed_quotes_give_the_value_back(value: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["method.initial.layers=[1"], "Close every bracket of a list"),
+        (["method.initial.layers=[0,"], "as in method.initial.layers=[0,1], or quote the argument, as in"),
         (["seed"], "The argument 'seed' sets nothing; expected key=value. Write seed=..."),
         (
             ["evaluation.reasoning.tasks=arc_easy"],

@@ -58,6 +58,11 @@ def test_a_move_that_the_norm_can_make_arrives() -> None:
     torch.testing.assert_close(size.float(), u.square().mean(0))  # u keeps its size
 
 
+def test_an_epsilon_that_counts_is_no_other_norm() -> None:
+    norm, u = nn.RMSNorm(16, eps=1e-6), 1e-4 * torch.randn(16, 4)
+    assert input_residual(norm, u, torch.randn(16, 4)).isfinite().all()
+
+
 def test_another_norm_is_refused() -> None:
     with pytest.raises(LawError, match="LayerNorm stands behind the down-projection and is no RMS norm"):
         input_residual(nn.LayerNorm(16), torch.randn(16, 4) + 3, torch.randn(16, 4))

@@ -554,5 +554,5 @@ def test_a_model_that_knows_nothing_is_told(
         assert row["prompt"] == rewrite["prompt"].replace("{}", rewrite["subject"])
         assert row["object"] == "Xyzzy"
         assert row["answer"].strip() and "Xyzzy" not in row["answer"]
-    told = f"0 of 8 facts to wash and 0 of 10 facts to keep are known; {run}/unknown_facts.jsonl lists the others"
+    told = f"0 of 8 facts to wash and 0 of 10 facts to keep are known; those that are not are listed in {run}"
     assert told in done.log

@@ -25,7 +25,7 @@ from law.base.errors import LawError
 from law.decoders.structure import Decoder
 
 HALVINGS = 60  # of the interval that holds μ: beyond the precision of float64
-TOLERANCE = 1e-2  # of the norm's output against g u / rms(u): half precision rounds to 0.8 %
+TOLERANCE = 1e-2  # of the direction of the norm's output against g u: half precision rounds to 0.8 %
 
 
 @torch.inference_mode()
@@ -97,7 +97,9 @@ def input_residual(norm: nn.Module, u: Tensor, r: Tensor) -> Tensor:
     y = norm(u.T).double()  # (n, d_model)
     gain = norm(torch.ones_like(u[:, 0])).double()  # g: ones have an rms of 1
     rms = rows.square().mean(1, keepdim=True).sqrt()  # (n, 1)
-    if (gain * rows / rms - y).norm() > TOLERANCE * y.norm():
+    straight = gain * rows  # an RMS norm's output has this direction; its ε may shorten it where u is small
+    along = (y * straight).sum(1, keepdim=True) / straight.square().sum(1, keepdim=True)
+    if (along * straight - y).norm() > TOLERANCE * y.norm():
         raise LawError(
             f"{type(norm).__name__} stands behind the down-projection and is no RMS norm; expected one, or no norm "
             "there. A residual cannot be carried through it."

@@ -60,10 +60,15 @@ def _unreadable(override: str) -> str:
     key, equals, value = override.partition("=")
     if not equals:
         return f"The argument {override!r} sets nothing; expected key=value. Write {key}=... with a value."
+    if value.count("[") != value.count("]"):
+        return (
+            f"The list in {override!r} does not end; expected as many ] as [. The shell splits an argument at spaces: "
+            f"leave them out, as in {key}=[0,1], or quote the argument, as in {shlex.quote(f'{key}=[0, 1]')}."
+        )
     return (
         f"The value in {override!r} can't be read. Spaces, commas, brackets, '=' and '~' have a meaning in "
-        "Hydra's grammar, and accents and '#' are not part of it. All of them are plain characters in quotes. Close "
-        f"every bracket of a list, or quote the value: {shlex.quote(f'{key}={_quoted(value)}')}."
+        "Hydra's grammar, and accents and '#' are not part of it. All of them are plain characters in quotes. "
+        f"Quote the value: {shlex.quote(f'{key}={_quoted(value)}')}."
     )
 
 

@@ -135,14 +135,14 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         kinds = kinds_of([*washed, *kept], [*split.wash, *split.keep], examined.answers, rule)
         counts = count_kinds(washed, kinds)
         log.info(
-            "facts to wash that are recalled: %s",
+            "facts to wash that are recalled, by kind (docs/glossary.md, known fact, kinds of): %s",
             {k.removeprefix("facts/known_"): n for k, n in counts.items()},
         )
         if job.source.known is Known.subject:
             washed, kept = ([f for f in facts if kinds[f] is Kind.subject] for facts in (washed, kept))
         write_json_lines(folder / UNKNOWN_FACTS, unknown_facts(split, {*washed, *kept}, answers, kinds))
         log.info(
-            "%d of %d facts to wash and %d of %d facts to keep are known; %s lists the others",
+            "%d of %d facts to wash and %d of %d facts to keep are known; those that are not are listed in %s",
             *(len(washed), len(split.wash), len(kept), len(split.keep), folder / UNKNOWN_FACTS),
         )
         if not washed:
