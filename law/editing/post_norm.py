@@ -99,7 +99,9 @@ def input_residual(norm: nn.Module, u: Tensor, r: Tensor) -> Tensor:
     rms = rows.square().mean(1, keepdim=True).sqrt()  # (n, 1)
     straight = gain * rows  # an RMS norm's output has this direction; its ε may shorten it where u is small
     along = (y * straight).sum(1, keepdim=True) / straight.square().sum(1, keepdim=True)
-    if (along * straight - y).norm() > TOLERANCE * y.norm():
+    if (
+        not (along * straight - y).norm() <= TOLERANCE * y.norm()
+    ):  # NaN where g is 0: a norm that takes the mean off
         raise LawError(
             f"{type(norm).__name__} stands behind the down-projection and is no RMS norm; expected one, or no norm "
             "there. A residual cannot be carried through it."
