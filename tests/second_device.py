@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -32,6 +32,11 @@ WAITS = {torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output}
 
 # DLPack's numbers for the CPU, and for a device that it does not know: torch takes that for the registered one
 HOST, SECOND = 1, 12
+PLACE = ctypes.sizeof(ctypes.c_void_p)
+"""Of the device's number: behind the address of the memory."""
+SEQUENCES = (list, tuple)
+Lent = dict[int, tuple[Tensor, Tensor]]
+"""By id: what the CPU's kernel is given, and for which tensor."""
 _address = ctypes.pythonapi.PyCapsule_GetPointer
 _address.restype, _address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
 
@@ -39,42 +44,50 @@ _address.restype, _address.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes
 def seen_on(kind: int, tensor: Tensor) -> Tensor:
     """The same memory as a tensor of the other device: no more than a number in DLPack's capsule is changed."""
     capsule = torch._C._to_dlpack(tensor)
-    ctypes.c_int32.from_address(_address(capsule, b"dltensor") + ctypes.sizeof(ctypes.c_void_p)).value = kind
+    ctypes.c_int32.from_address(_address(capsule, b"dltensor") + PLACE).value = kind
     return torch._C._from_dlpack(capsule)
 
 
 def run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
     """Any operator, by the CPU's kernel."""
-    lent: dict[int, tuple[Tensor, Tensor]] = {}  # by id: what the CPU's kernel is given, and for which tensor
+    lent: Lent = {}
     foreign: list[Tensor | Generator] = []
-
-    def lend(value: Any) -> Any:
-        if isinstance(value, Tensor) and not value.is_cpu:
-            # an empty result will be made larger, which memory that is only lent can't
-            given = seen_on(HOST, value) if value.numel() else torch.empty(value.shape, dtype=value.dtype)
-            lent[id(given)] = given, value
-            return given
-        if isinstance(value, list | tuple):
-            return [*map(lend, value)]
-        if isinstance(value, Tensor | Generator):
-            foreign.append(value)
-        return torch.device("cpu") if isinstance(value, torch.device) else value
-
-    def take(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return lent[id(value)][1] if id(value) in lent else seen_on(SECOND, value)
-        return type(value)(map(take, value)) if isinstance(value, list | tuple) else value
-
-    given_args, given_kwargs = [*map(lend, args)], {name: lend(value) for name, value in kwargs.items()}
+    given_args = [lend(value, lent, foreign) for value in args]
+    given_kwargs = {name: lend(value, lent, foreign) for name, value in kwargs.items()}
     if foreign:
         check(op, args, kwargs)
-    count(op, args)
+    if may_wait(op):
+        count(op, args)
     found = op(*given_args, **given_kwargs)
     for given, value in lent.values():
         if given.shape != value.shape:
             grown = seen_on(SECOND, given)
             value.set_(grown.untyped_storage(), 0, grown.shape, grown.stride())
-    return take(found)
+    return take(found, lent)
+
+
+def lend(value: Any, lent: Lent, foreign: list[Tensor | Generator]) -> Any:
+    """An argument as the CPU's kernel is given it; notes down what was lent, and what is not of the second device."""
+    if isinstance(value, Tensor):
+        if value.is_cpu:
+            foreign.append(value)
+            return value
+        # an empty result will be made larger, which memory that is only lent can't
+        given = seen_on(HOST, value) if value.numel() else torch.empty(value.shape, dtype=value.dtype)
+        lent[id(given)] = given, value
+        return given
+    if isinstance(value, SEQUENCES):
+        return [lend(part, lent, foreign) for part in value]
+    if isinstance(value, Generator):
+        foreign.append(value)
+    return torch.device("cpu") if isinstance(value, torch.device) else value
+
+
+def take(value: Any, lent: Lent) -> Any:
+    """A result as a tensor of the second device: the tensor that was lent, where the kernel wrote into that."""
+    if isinstance(value, Tensor):
+        return lent[id(value)][1] if id(value) in lent else seen_on(SECOND, value)
+    return type(value)(take(part, lent) for part in value) if isinstance(value, SEQUENCES) else value
 
 
 def check(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -95,6 +108,14 @@ def check(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Non
                 )
 
 
+@cache
+def may_wait(op: OpOverload) -> bool:
+    """Whether there is something to count: asked once an operator, since asking takes as long as many operators."""
+    name = op._schema.name
+    waits = name not in TAKES_INDICES and not WAITS.isdisjoint(op.tags)
+    return waits or name in ("aten::_local_scalar_dense", "aten::_index_put_impl_")
+
+
 def count(op: OpOverload, args: Sequence[Any]) -> None:
     """Note down what the host waits for. What ``index`` is given, torch has copied and counted before."""
     name = op._schema.name
@@ -104,7 +125,7 @@ def count(op: OpOverload, args: Sequence[Any]) -> None:
         indices = [index for index in args[1] if index is not None]
         counts["to_device"] += sum(index.is_cpu for index in indices)
         counts["wait"] += any(index.dtype is torch.bool for index in indices)
-    elif name not in TAKES_INDICES and not WAITS.isdisjoint(op.tags):
+    else:
         counts["wait"] += 1
 
 

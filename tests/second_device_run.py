@@ -6,12 +6,13 @@ the second device belongs to the whole of it.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, astuple, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,9 @@ from law.tuning.retain_text import Retain
 
 MODEL, FACTS, TEXT, FOLDER = map(Path, sys.argv[1:])
 CARRIED = Path(lab.__file__).parent / "checkpoint"
-SOURCE = CounterFact(str(FACTS), wash=6, keep=2)
-WASH = SOURCE.load().wash
+WASH = CounterFact(str(FACTS), wash=4).load().wash
 RETAIN = Retain(str(TEXT), documents=20, batch_size=4)
-MOMENTS, TARGETS = MomentSettings(str(TEXT), documents=50), TargetSettings(steps=6, clamp=4.0)
+MOMENTS, TARGETS = MomentSettings(str(TEXT), documents=20), TargetSettings(steps=4, clamp=4.0)
 START = MEMIT([0, 1], 1.0, MOMENTS, TARGETS, ["He said. {}"], batch_size=8)
 LORA = Lora(rank=4, dropout=0.0)
 
@@ -86,8 +86,15 @@ METHODS: dict[str, Method] = {
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 
 
-def load(device: str = NAME) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+@cache
+def loaded(device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return load_model(ModelSettings(str(MODEL), device=device))
+
+
+def load(device: str = NAME) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A copy to wash: loading takes longer than many a wash."""
+    model, tokenizer = loaded(device)
+    return copy.deepcopy(model), tokenizer
 
 
 def spread(first: str, other: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -121,13 +128,13 @@ def whole_run(device: str) -> list[dict[str, Any]]:
     """A run and what it leaves; on the device one more, with C, z* and scores from the cache of the first."""
     here = FOLDER / device
     cache = str(here / "cache")
-    fluency = FluencySettings(prompts=2, tokens=10, text=str(TEXT), documents=20)
-    reasoning = ReasoningSettings(["lab_larger"], limit=10, batch_size=8)
+    fluency = FluencySettings(prompts=1, tokens=6, text=str(TEXT), documents=8)
+    reasoning = ReasoningSettings(["lab_larger"], limit=4, batch_size=4)
     found = []
     for name in ("first", "again") if device == NAME else ("first",):
         job = Job(
             ModelSettings(str(MODEL), device=device),
-            SOURCE,
+            CounterFact(str(FACTS), wash=2, keep=1),
             LAW(replace(START, cache=cache), learning_rate=1e-4, iterations=10),
             EvaluationSettings(8, reasoning, fluency, cache),
             NoTracker(),
@@ -155,16 +162,17 @@ def checkpoint() -> float:
 
 
 def located(device: str) -> dict[str, Any]:
-    """Tracing of the carried model, and a trial wash of the small one."""
-    facts = CounterFact(str(CARRIED / "facts.json"), wash=16, relations=["P1303"]).load().wash
-    model, tokenizer = load_model(ModelSettings(str(CARRIED), device=device))
+    """Tracing, and a trial wash. Subjects are exchanged in the carried model: in the small one that loses no answer."""
+    musicians = CounterFact(str(CARRIED / "facts.json"), wash=8, relations=["P1303"]).load().wash
+    carried, reader = load_model(ModelSettings(str(CARRIED), device=device))
+    model, tokenizer = load(device)
     decoder = Decoder(model)
-    settings = LocateSettings(MOMENTS, TARGETS, wash=3, keep=3, lambdas=[1.0], batch_size=8)
+    settings = LocateSettings(MOMENTS, TARGETS, wash=2, keep=2, lambdas=[1.0], batch_size=8)
     (trial,) = trial_washes(*load(device), WASH, [[0, 1]], settings)
     return {
-        "exchanged": asdict(interchange(decoder, tokenizer, facts, batch_size=16)),
+        "exchanged": asdict(interchange(Decoder(carried), reader, musicians, batch_size=8)),
         "restored": [
-            [astuple(effect) for effect in noise_tracing(decoder, tokenizer, facts[:4], kind, 3, 2, 0, 8)]
+            [astuple(effect) for effect in noise_tracing(decoder, tokenizer, WASH, kind, 3, 2, 0, 8)]
             for kind in ("block", "mlp", "attention")
         ],
         "trial": asdict(trial),
@@ -210,12 +218,12 @@ def ascent(iterate: Iterate, boundary: float | None, iterations: int) -> dict[st
 def waits() -> dict[str, Any]:
     """What the host waits for, in loops of two lengths each."""
     model, tokenizer = load()
-    decoder, texts = Decoder(model), TEXT.read_text(encoding="utf-8").splitlines()[:50]
+    decoder, texts = Decoder(model), TEXT.read_text(encoding="utf-8").splitlines()[:20]
     settings = replace(TARGETS, stop_below=0.0)
     decoder._blocks_return_tuples  # noqa: B018 (asked once a model)
     return {
         "ascent": [
-            [ascent(iterate, boundary, iterations) for iterations in (3, 30)]
+            [ascent(iterate, boundary, iterations) for iterations in (3, 12)]
             for iterate in Iterate
             for boundary in (None, 1e-3)
         ],
