@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS ?= outputs/paper
 
-.PHONY: help demo models benchmark tables test test-slow check docs lab clean
+.PHONY: help demo models benchmark tables test fast test-slow check docs lab clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
