@@ -24,6 +24,8 @@ counts: Counter[str] = Counter()
 
 TAKES_INDICES = {"aten::index", "aten::_index_put_impl_", "aten::_unsafe_index"}
 TAKES_NUMBER = {"aten::fill_", "aten::index_fill_", "aten::masked_fill_", "aten::_index_put_impl_"}
+ARITHMETIC = {"add", "sub", "mul", "div", "floor_divide"}
+"""What takes a number in place of a tensor by itself."""
 ATEN = torch.ops.aten
 VIEWS = [getattr(ATEN, name).default for name in ("as_strided", "view", "_reshape_alias", "unfold")]
 VIEWS += [ATEN.set_.source_Storage, ATEN.set_.source_Storage_storage_offset]
@@ -54,6 +56,9 @@ def run(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
     foreign: list[Tensor | Generator] = []
     given_args = [lend(value, lent, foreign) for value in args]
     given_kwargs = {name: lend(value, lent, foreign) for name, value in kwargs.items()}
+    for place in number_places(op):
+        if isinstance(given_args[place], int | float):
+            given_args[place] = torch.tensor(given_args[place])
     if foreign:
         check(op, args, kwargs)
     if may_wait(op):
@@ -88,6 +93,15 @@ def take(value: Any, lent: Lent) -> Any:
     if isinstance(value, Tensor):
         return lent[id(value)][1] if id(value) in lent else seen_on(SECOND, value)
     return type(value)(take(part, lent) for part in value) if isinstance(value, SEQUENCES) else value
+
+
+@cache
+def number_places(op: OpOverload) -> list[int]:
+    """Where torch hands a number over to this device, and the CPU's kernel takes a tensor alone, as of ``%``."""
+    if torch.Tag.pointwise not in op.tags or op._schema.name.removeprefix("aten::").rstrip("_") in ARITHMETIC:
+        return []
+    needed = [argument for argument in op._schema.arguments if not argument.kwarg_only]
+    return [place for place, argument in enumerate(needed) if isinstance(argument.type, torch.TensorType)]
 
 
 def check(op: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

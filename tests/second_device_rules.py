@@ -38,6 +38,7 @@ def operators() -> dict[str, list[str]]:
         "CPU's generator": lambda: torch.rand(2, device=NAME, generator=generator),
         "numpy": lambda: there.numpy(),
         "device * number": lambda: there * number,
+        "device % 2": lambda: there % 2,
         "device[CPU index]": lambda: there[index],
         "device[CPU mask]": lambda: there[host[:, 0] > 1],
         "device[index] = number": lambda: mine.__setitem__(place, number),

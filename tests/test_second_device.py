@@ -68,6 +68,7 @@ def test_what_cuda_refuses_is_refused(results: Results) -> None:
         ],
         "allowed": [
             "device * number",
+            "device % 2",
             "device[CPU index]",
             "device[CPU mask]",
             "device[index] = number",
