@@ -190,7 +190,9 @@ def test_a_file_is_converted_once_and_what_was_killed_is_not_taken_for_whole(
     with caplog.at_level(logging.INFO):
         load(tiny, converted=str(models))
         load(tiny.parent, converted=str(models))  # the folder of the file is the same model
-    assert caplog.text.count("converting") == 1
+    # transformers may log the same word, where an earlier test has let its messages through
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("law.")]
+    assert sum("converting" in message for message in ours) == 1
 
 
 def test_several_gguf_files_in_a_folder_are_listed(tiny: Path, tmp_path: Path) -> None:
