@@ -51,7 +51,7 @@ class MEMIT(Checked):
         moments: the general text from which C is computed.
         targets: how z* is optimised.
         contexts: texts with ``{}`` in the place of the prompt; ``null`` samples five from the model.
-        context_seed: the seed of that sampling.
+        context_seed: the seed of that sampling; the contexts of a model are the same for every ``seed`` of a sweep.
         batch_size: prompts in a forward pass.
         cache: the folder in which C and z* are kept under the hash of what they depend on; ``null``
             keeps none.

@@ -59,7 +59,7 @@ class RunConfig:
 
     Args:
         name: the sweep the run belongs to; its folder is ``outputs/<name>``.
-        seed: the seed of the facts drawn, the contexts sampled, and the methods that draw at random.
+        seed: the seed of the facts drawn and of the methods that draw at random.
         save: what is kept of the washed model.
         rerun: run again even if the same run has finished.
         prompting: how facts are put to the model.
