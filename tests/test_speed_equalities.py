@@ -46,14 +46,16 @@ CONTEXTS = ["The mill is old. {}", "Therefore I went. {}"]
 class FakeDevice:
     """A clock and a work whose time is told, and a memory that ends at some weight."""
 
-    def __init__(self, seconds: Callable[[int], float], memory: int = 10**9) -> None:
-        self.now, self.seconds, self.memory = 0.0, seconds, memory
+    def __init__(
+        self, seconds: Callable[[int], float], memory: int = 10**9, problem: str = "no room"
+    ) -> None:
+        self.now, self.seconds, self.memory, self.problem = 0.0, seconds, memory, problem
         self.sizes: list[int] = []
 
     def work(self, batch: list[int]) -> int:
         self.sizes.append(len(batch))
         if len(batch) > self.memory:
-            raise torch.OutOfMemoryError("no room")
+            raise torch.OutOfMemoryError(self.problem)
         self.now += self.seconds(len(batch))
         return sum(batch)
 
@@ -97,9 +99,19 @@ def test_batches_halve_when_memory_is_out_and_lose_nothing(size: int | None) -> 
     assert device.sizes == ([2, 4, 8, 4, 4] if size is None else [14, 7, 3, 3, 3, 3, 2])
 
 
-def test_memory_too_small_for_one_item() -> None:
-    device = FakeDevice(lambda n: 1.0, memory=0)
-    with pytest.raises(LawError, match=r"Memory ran out on a single row \(no room\)"):
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("no room", "no room"),
+        ("", "OutOfMemoryError"),
+        (" \n", "OutOfMemoryError"),
+        ("\nNo room.\nNone.", "No room"),
+        ("a" * 301, "a" * 300),
+    ],
+)
+def test_memory_too_small_for_one_item(text: str, told: str) -> None:
+    device = FakeDevice(lambda n: 1.0, memory=0, problem=text)
+    with pytest.raises(LawError, match=rf"Memory ran out on a single row \({told}\); expected room"):
         device.run(Batches(4, first=1, largest=4), 3)
     assert device.sizes == [3, 1]
 

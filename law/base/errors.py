@@ -14,3 +14,11 @@ def shortened(text: str) -> str:
         return text
     end = (QUOTED - 5) // 2  # " ... " takes the place of the middle
     return f"{text[: QUOTED - 5 - end]} ... {text[-end:]}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, cut after 300 characters; the error's class where it has no text.
+
+    There is no full stop at its end.
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from law.base.errors import LawError
+from law.base.errors import LawError, first_line
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
     except (OSError, ValueError, TypeError, RuntimeError, AttributeError, UserWarning) as error:
         raise LawError(
             f"The adapter {adapter.parent} could not be merged into {type(model).__name__} "
-            f"({model.name_or_path}): {str(error).strip().splitlines()[0][:200]}. Expected adapter_config.json and "
+            f"({model.name_or_path}): {first_line(error)}. Expected adapter_config.json and "
             "adapter_model.safetensors of a kind that merges, as LoRA does (prompt and prefix tuning do not), made for "
             "this model. Set model.path to a checkpoint without an adapter, or mend base_model_name_or_path."
         ) from error

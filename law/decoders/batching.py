@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import torch
 
-from law.base.errors import LawError
+from law.base.errors import LawError, first_line
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ class Batches:
             except torch.OutOfMemoryError as error:
                 if count == 1:
                     raise LawError(
-                        f"Memory ran out on a single row ({str(error).splitlines()[0]}); expected room for one. "
+                        f"Memory ran out on a single row ({first_line(error)}); expected room for one. "
                         "Take model.dtype=bfloat16, or a device with more memory."
                     ) from error
                 self.size, self._growing = weight // 2, False

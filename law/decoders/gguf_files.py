@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from law.base.errors import LawError
+from law.base.errors import LawError, first_line
 from law.base.files import FileHashes, remove_partial, replacing, write_json
 from law.base.processes import gathered, rank
 
@@ -102,7 +102,7 @@ def _convert(file: Path, digest: str, folder: Path) -> None:
         reader = GGUFReader(file)
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError, RuntimeError) as error:
         raise LawError(
-            f"{file} could not be converted: {str(error).strip().splitlines()[0][:300]}. Expected a GGUF file of an architecture "
+            f"{file} could not be converted: {first_line(error)}. Expected a GGUF file of an architecture "
             "that transformers can dequantise (Llama, Mistral, Qwen 2 and 3, Gemma 2 and 3, Phi-3, GPT-2 and others). "
             "Take the checkpoint that the file was made from."
         ) from error

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from law.base.checks import Checked
-from law.base.errors import LawError
+from law.base.errors import LawError, first_line
 from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
 from law.base.settings import FILES, SAME_RESULTS
@@ -113,7 +113,7 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedToke
         raise LawError(
             f"The model {base!r}{changed} could not be loaded: {_what_is_there(base, local[base])}. Expected "
             "config.json, model.safetensors and tokenizer.json in a local folder, or a model's name on a hub "
-            f"within reach. Set model.path=/some/folder. ({str(error).splitlines()[0]})"
+            f"within reach. Set model.path=/some/folder. ({first_line(error)})"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise LawError(
@@ -208,6 +208,6 @@ def find_device(name: str) -> torch.device:
         return device
     except (RuntimeError, AssertionError) as error:
         raise LawError(
-            f"The device {name!r} can't be used here ({str(error).splitlines()[0]}). Expected cpu, auto, or "
+            f"The device {name!r} can't be used here ({first_line(error)}). Expected cpu, auto, or "
             "an accelerator that this machine has; set model.device."
         ) from error

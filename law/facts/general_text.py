@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from datasets import DatasetBuilder, IterableDataset, load_dataset_builder
 
 from law.base.checks import Checked, Count
-from law.base.errors import LawError
+from law.base.errors import LawError, first_line
 from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
 from law.base.settings import FILES
@@ -145,7 +145,7 @@ class TextSettings(Checked):
     def _unavailable(self, error: Exception) -> LawError:
         return LawError(
             f"The general text, data set {self.dataset!r} (configuration {self.config!r}, split "
-            f"{self.split!r}), could not be loaded: {str(error).splitlines()[0]} Expected a data set on a hub "
+            f"{self.split!r}), could not be loaded: {first_line(error)}. Expected a data set on a hub "
             f"within reach, or in a folder. Without one, set the method's {self.NAME}.dataset=null and "
             f"{self.NAME}.text to a local file with one document a line."
         )

@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from law.base.errors import LawError
+from law.base.errors import LawError, first_line
 from law.evaluation.metrics import Metric, describe
 
 FORMAT = """\
@@ -72,9 +72,8 @@ def _entry(path: Path, number: int, given: Any) -> Published:
     try:
         entry = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Published), given))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        problem = str(error).splitlines()[0]
         raise LawError(
-            f"{where}: {problem}. Expected the fields {', '.join(names)}, and no others."
+            f"{where}: {first_line(error)}. Expected the fields {', '.join(names)}, and no others."
         ) from error
     assert isinstance(entry, Published)
     metric = _metric(where, entry.metric)

@@ -12,7 +12,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from law.base.errors import LawError
+from law.base.errors import LawError, first_line
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
@@ -37,7 +37,7 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
             " `python experiments/locate.py model=... dataset=...` proposes layers and λ." if located else ""
         )
         return f"{key} is not set; expected a value. Set {key}=... on the command line.{hint}"
-    problem, where = str(cause.msg or error).splitlines()[0].rstrip("."), str(cause.full_key)
+    problem, where = first_line(cause), str(cause.full_key)
     if "is not a ListConfig" in problem:
         return (
             f"{where} is {cause.value!r}; expected a list. Write {shlex.quote(f'{where}=[{cause.value}]')}."

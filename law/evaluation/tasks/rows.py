@@ -8,7 +8,7 @@ from typing import Any
 
 import datasets
 
-from law.base.errors import LawError
+from law.base.errors import LawError, first_line
 from law.facts.record_files import json_lines
 
 Row = dict[str, Any]
@@ -48,6 +48,6 @@ def read_rows(path: Path, shape: Callable[[Row], Row]) -> datasets.Dataset:
         return datasets.Dataset.from_list(rows)
     except (ValueError, TypeError) as error:  # the base classes of pyarrow's errors
         raise LawError(
-            f"{path}: the rows are not of one kind ({str(error).splitlines()[0]}). Expected the same keys with "
+            f"{path}: the rows are not of one kind ({first_line(error)}). Expected the same keys with "
             "values of the same types in every line; mend the file."
         ) from error
