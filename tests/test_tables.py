@@ -509,6 +509,20 @@ def test_rules_of_recall_are_not_compared(tmp_path: Path) -> None:
     assert "by different rules whether a fact is recalled (substring, whole_word)" in remark
 
 
+def test_the_quantised_file_behind_a_model_is_named(tmp_path: Path) -> None:
+    made_from = {"file": "tiny.Q4_1.gguf", "tensors": {"Q4_1": 210, "F32": 61, "Q8_0": 1}}
+    save(tmp_path, "law", {"forget/accuracy": 0.4}, model="tiny", model_source=made_from)
+    save(tmp_path, "law", {"forget/accuracy": 0.5})
+    sweep = load_sweep(tmp_path)
+    sentence = "The weights were converted to float32 from tiny.Q4_1.gguf (Q4_1, Q8_0)."
+    tables = build_report(sweep).short
+    assert {table.title: sentence in table.note for table in tables} == {"lab, lab": False, "tiny, lab": True}
+    write_csv(sweep, tmp_path / "table.csv")
+    lines = pd.read_csv(tmp_path / "table.csv", keep_default_na=False)
+    named = dict(zip(lines["model"], lines["source"], strict=True))
+    assert named == {"lab": "", "tiny": "tiny.Q4_1.gguf (Q4_1, Q8_0)"}
+
+
 def test_other_versions_of_packages_are_remarked(tmp_path: Path) -> None:
     for seed, version in enumerate(("2.12", "2.13")):
         save(tmp_path, "law", {"forget/accuracy": 0.4}, seed, versions={"torch": version, "peft": "1"})

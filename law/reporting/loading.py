@@ -88,6 +88,7 @@ def _load(folder: Path) -> Run | Missing | None:
         recall = str(manifest.get("recall", "substring"))  # the only rule before manifests named one
         origin = {part: str(manifest.get(key) or UNKNOWN) for key, part in ORIGIN.items()}
         versions = {str(package): str(version) for package, version in manifest.get("versions", {}).items()}
+        source = _source(manifest.get("model_source"))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if status == "failed":
@@ -101,7 +102,15 @@ def _load(folder: Path) -> Run | Missing | None:
         return Missing(setup, seed, "unfinished", f"{folder.name}/metrics.json cannot be read")
     scored = {task[1] for key in numbers if (task := re.fullmatch("reasoning/([^/]+)/acc", key))}
     measured = replace(setup, tasks=tuple(sorted((named or scored) - guessed)), recall=recall)
-    return Run(measured, seed, numbers, folder, str(manifest.get("ended", "")), origin, versions)
+    return Run(measured, seed, numbers, folder, str(manifest.get("ended", "")), origin, versions, source)
+
+
+def _source(recorded: Mapping[str, Any] | None) -> str:
+    """The quantised file that a manifest names, with its types of tensors, the most frequent one first."""
+    if not recorded:
+        return ""
+    types = [kind for kind in recorded["tensors"] if kind not in ("F32", "F16", "BF16")]
+    return f"{recorded['file']} ({', '.join(types) or 'not quantised'})"
 
 
 def _brief(problem: str, longest: int = 300) -> str:

@@ -71,6 +71,8 @@ def explain(
         sentences.append("No facts were kept (dataset.keep), so the effect on other facts was not measured.")
     if panel.recall:
         sentences.append(RULES.get(panel.recall, f"Rule of recall: {panel.recall}."))
+    for source in dict.fromkeys(run.source for run in sweep.runs if run.setup in panel.setups and run.source):
+        sentences.append(f"The weights were converted to float32 from {source}.")
     sentences += common_settings(panel.setups)
     where = dict.fromkeys(f"table {one.table}, page {one.page} of {one.source}" for one in published)
     sentences += [f"Published: {'; '.join(where)}."] if where else []

@@ -95,9 +95,7 @@ def write_csv(sweep: Sweep, path: Path) -> None:
     Numbers are in the unit of their metric, fractions between 0 and 1. :class:`Score` explains the columns
     from ``runs`` to ``before``.
     """
-    columns = (
-        "model dataset method label settings tasks recall metric unit better runs mean std stderr n before"
-    )
+    columns = "model dataset method label settings tasks recall source metric unit better runs mean std stderr n before"
     with replacing(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns.split(), lineterminator="\n")
         writer.writeheader()
@@ -111,6 +109,9 @@ def write_csv(sweep: Sweep, path: Path) -> None:
                     "settings": " ".join(f"{key}={value}" for key, value in setup.settings),
                     "tasks": " ".join(setup.tasks),
                     "recall": setup.recall,
+                    "source": " ".join(
+                        dict.fromkeys(run.source for run in sweep.runs if run.setup == setup and run.source)
+                    ),
                 }
                 scores = scores_of(sweep, setup)
                 for key, one in scores.items():

@@ -51,7 +51,13 @@ class Setup:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run. ``origin`` has every entry of ``ORIGIN``; ``ended`` is an ISO time, or "" if unknown."""
+    """A finished run.
+
+    Args:
+        ended: an ISO time, or "" if unknown.
+        origin: every entry of ``ORIGIN``.
+        source: the file of quantised weights that the model was made from; "" for a plain checkpoint.
+    """
 
     setup: Setup
     seed: int
@@ -60,6 +66,7 @@ class Run:
     ended: str = ""
     origin: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
 
 
 @dataclass(frozen=True)
