@@ -94,6 +94,46 @@ def test_killed_moments_go_on_and_leave_nothing_half_done(
     assert cache.spared_s == spent < sum(map(seconds_of, kept))
 
 
+def test_sums_that_nobody_goes_on_from_are_removed(
+    tiny_model: PreTrainedModel,
+    tiny_tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text, cache = tmp_path / "general.txt", Cache(tmp_path / "cache")
+    text.write_text("\n".join(DOCUMENTS) + "\n", encoding="utf-8")
+    settings, decoder = MomentSettings(str(text), save_every=0.0), Decoder(tiny_model)
+    monkeypatch.setattr(moments_module, "CHUNK", 2)
+
+    def parts_of(layers: list[int], settings: MomentSettings, processes: int = 1) -> set[Path]:
+        """What a pass leaves that is killed after it has saved its sums, in the first of some processes."""
+
+        def killed(path: Path, tensors: Any) -> None:
+            save(path, tensors)
+            raise KeyboardInterrupt
+
+        before = {*cache.folder.glob("*.part.safetensors")}
+        with monkeypatch.context() as patch:
+            save = moments_module.save_tensors
+            patch.setattr(moments_module, "save_tensors", killed)
+            patch.setattr(moments_module, "world", lambda: processes)
+            with pytest.raises(KeyboardInterrupt):
+                second_moments(decoder, tiny_tokenizer, layers, settings, cache)
+        return {*cache.folder.glob("*.part.safetensors")} - before
+
+    more, two = parts_of([0, 1], settings), parts_of([0], settings, processes=2)
+    others = parts_of([2], settings) | parts_of([0], MomentSettings(str(text), documents=5, save_every=0.0))
+    assert [len(each) for each in (more, two, others)] == [1, 1, 2]
+    second_moments(decoder, tiny_tokenizer, [0], settings, cache)
+    # sums of another layer, and of other documents, are still of use
+    assert {*cache.folder.glob("*.part.safetensors")} == others
+    # a slower pass over the same layer saves its sums after all
+    (late,) = two
+    late.write_bytes(b"")
+    second_moments(decoder, tiny_tokenizer, [0], settings, cache)
+    assert {*cache.folder.glob("*.part.safetensors")} == others
+
+
 def test_moments_out_of_memory_count_no_token_twice(
     tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -128,7 +128,7 @@ def second_moments(
     found = {layer: cache.tensors("moments", key | {"layer": layer}) for layer in layers}
     missing = [layer for layer in layers if found[layer] is None]
     if missing:
-        part = cache.path("moments", key | {"layers": missing}, f"{rank()}-of-{world()}.part.safetensors")
+        part = cache.path("moments", key, f"{_bits(missing):x}.{rank()}-of-{world()}.part.safetensors")
         begun_s = seconds_of(part)
         began = perf_counter() - begun_s
         texts = islice(settings.read(), settings.documents)
@@ -151,9 +151,23 @@ def second_moments(
             cache.keep("moments", key | {"layer": layer}, kept, seconds)
             found[layer] = kept
         cache.spared_s += begun_s
-        if part is not None:
-            part.unlink(missing_ok=True)
+    _remove_parts(cache.path("moments", key, "*.part.safetensors"), layers)
     return {layer: one["c"].to(decoder.device) for layer, one in found.items() if one is not None}
+
+
+def _remove_parts(pattern: Path | None, layers: list[int]) -> None:
+    """Remove the sums that passes over any of these layers have saved, for instance a killed one for more layers.
+
+    The cache has C of these layers, so the next pass reads for other ones and does not go on from these sums.
+    """
+    for part in [] if pattern is None else pattern.parent.glob(pattern.name):
+        if int(part.name.split(".")[1], 16) & _bits(layers):
+            part.unlink(missing_ok=True)  # another process may have removed it
+
+
+def _bits(layers: list[int]) -> int:
+    """A number that says which layers: short in a file's name, and a set."""
+    return sum(1 << layer for layer in layers)
 
 
 @torch.inference_mode()
