@@ -65,7 +65,7 @@ def test_blemished_zsre_records_are_left_out_and_named(
     told = [record.getMessage().partition("left out ")[2] for record in caplog.records]
     assert told == [
         "2 records: the question does not name the subject once; the first on line 3",
-        "1 records: the question and its answer have occurred before; the first on line 4",
+        "1 records: the prompt and its object have occurred before; the first on line 4",
         "2 records: there is no answer; the first on line 5",
         "1 records: there is no subject; the first on line 8",
     ]

@@ -58,7 +58,6 @@ def read_custom(path: Path) -> list[Fact]:
             f"The name of {path} ends in none of .csv, .tsv and .jsonl. Expected {EXPECTED}. Rename the file."
         )
     facts: list[Fact] = []
-    seen: set[tuple[str, str]] = set()
     ids: dict[str, int] = {}
     left_out = LeftOut()
     for line, row in _json_rows(path) if suffix == ".jsonl" else _table_rows(path, suffix):
@@ -71,11 +70,8 @@ def read_custom(path: Path) -> list[Fact]:
         except LawError as error:
             raise LawError(f"{path}, line {line}, {error}") from error
         ids[fact.id] = line
-        if (fact.prompt, fact.object) in seen:
-            left_out.add("the prompt and its object have occurred before", line)
-            continue
-        seen.add((fact.prompt, fact.object))
-        facts.append(fact)
+        if not left_out.add_repeat(fact, line):
+            facts.append(fact)
     left_out.log(path)
     return facts
 

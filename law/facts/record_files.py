@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from unicodedata import normalize
 
 from law.base.errors import LawError, shortened
+from law.facts.fact import Fact
 
 log = logging.getLogger(__name__)
 
@@ -219,9 +220,18 @@ class LeftOut:
 
     def __init__(self) -> None:
         self.lines: dict[str, list[int]] = defaultdict(list)
+        self._before: set[tuple[str, str]] = set()
 
     def add(self, reason: str, line: int) -> None:
         self.lines[reason].append(line)
+
+    def add_repeat(self, fact: Fact, line: int) -> bool:
+        """Leave out a fact that has the prompt and the object of an earlier one; whether that was so."""
+        if (told := (fact.prompt, fact.object)) in self._before:
+            self.add("the prompt and its object have occurred before", line)
+            return True
+        self._before.add(told)
+        return False
 
     def log(self, path: Path) -> None:
         """Write one line to the log for each reason."""

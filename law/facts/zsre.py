@@ -57,19 +57,13 @@ def read_zsre(path: Path) -> list[Fact]:
         LawError: a record is malformed; names the file and the line.
     """
     facts: list[Fact] = []
-    seen: set[tuple[str, str]] = set()
     left_out = LeftOut()
     entries = parsed(path, json_list(path, EXPECTED), _entry, SHAPE)
     for number, (line, entry) in enumerate(entries):
         if reason := _blemish(entry):
             left_out.add(reason, line)
-            continue
-        fact = _fact(str(number), entry)
-        if (fact.prompt, fact.object) in seen:
-            left_out.add("the question and its answer have occurred before", line)
-            continue
-        seen.add((fact.prompt, fact.object))
-        facts.append(fact)
+        elif not left_out.add_repeat(fact := _fact(str(number), entry), line):
+            facts.append(fact)
     left_out.log(path)
     return facts
 
