@@ -78,26 +78,6 @@ class RunConfig:
 
 
 @dataclass
-class LocateConfig:
-    """The top level of ``experiments/locate.py``.
-
-    Args:
-        seed: the seed of the facts drawn and of the noise.
-        output: the folder that the picture and the proposed preset go to.
-        locate: how the layers and λ are proposed.
-        prompting: how facts are put to the model.
-    """
-
-    seed: Seed
-    output: str
-    locate: LocateSettings
-    model: Any
-    dataset: Any
-    evaluation: Any
-    prompting: Prompting = field(default_factory=Prompting)
-
-
-@dataclass
 class KnownFactsConfig:
     """The top level of ``experiments/known_facts.py``.
 
@@ -113,6 +93,19 @@ class KnownFactsConfig:
     dataset: Any
     evaluation: Any
     prompting: Prompting = field(default_factory=Prompting)
+
+
+@dataclass
+class LocateConfig(KnownFactsConfig):
+    """The top level of ``experiments/locate.py``.
+
+    Args:
+        seed: the seed of the facts drawn and of the noise.
+        output: the folder that the picture and the proposed preset go to.
+        locate: how the layers and λ are proposed.
+    """
+
+    locate: LocateSettings = field(kw_only=True)  # a plain field can't follow one with a default
 
 
 @dataclass
