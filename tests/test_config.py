@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, make_dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -19,12 +20,17 @@ from law.base.checks import Accepted, ranges
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import Recall
 from law.decoders.prompting import Prompting
+from law.decoders.saving import Save
 from law.editing.target_values import TargetSettings
+from law.evaluation.reasoning_tasks import RowSource
+from law.facts.counterfact import Selection
+from law.facts.source import Known, Part
 from law.lab.make import LabSettings
-from law.methods.law import SearchWindow
+from law.methods.law import Iterate, SearchWindow, Start
 from law.runs.configuration import build, check_config, train_settings
 from law.runs.explanations import explain
 from law.runs.identity import reduced
+from law.runs.tracker import Mode
 
 CONF = Path(__file__).parents[1] / "conf"
 TUNED = ("FineTuning", "GradientAscent", "SeUL", "WOH", "GradDiff", "NPO", "RMU")
@@ -102,6 +108,8 @@ def test_methods_published_search_window_is_one_override_away() -> None:
         ("method.initial.lam=much", "'method.initial.lam'"),
         ("save=everything", "'save'"),
         ("tracker.mode=sometimes", "'tracker.mode'"),
+        ("evaluation.recall=wholeword", "[substring, whole_word]. Did you mean 'whole_word'?"),
+        ("evaluation.recall=WHOLE_WORD", "[substring, whole_word]. Did you mean 'whole_word'?"),
         (
             "method=lwa",
             "Unknown method 'lwa'. Did you mean 'law'? Available: finetune, grad_diff, gradient_ascent, law, memit, none, npo, rmu, seul, woh.",
@@ -113,6 +121,18 @@ def test_wrong_overrides_are_refused_with_a_hint(override: str, hint: str) -> No
     with pytest.raises(HydraException) as error:
         compose("config", overrides=[override])
     assert hint in explain(error.value)
+
+
+def test_a_mistyped_choice_is_answered_with_the_nearest() -> None:
+    hints = {hint for cls in settings_classes() for hint in get_type_hints(cls).values()}
+    kinds = {hint for hint in hints if isinstance(hint, type) and issubclass(hint, Enum)}
+    assert {Save, Recall, Part, Known, Selection, RowSource, Start, Iterate, Mode} == kinds
+    for kind in kinds:
+        config = OmegaConf.structured(make_dataclass("Settings", [("choice", kind)]))
+        for member in kind:
+            with pytest.raises(OmegaConfBaseException) as error:
+                config.choice = member.name[:-1]
+            assert explain(error.value).endswith(f"]. Did you mean {member.name!r}?")
 
 
 def test_a_key_beside_the_known_ones_is_refused() -> None:

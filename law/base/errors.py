@@ -1,5 +1,8 @@
 """The error for everything that the user can correct, and how its messages quote a text."""
 
+import difflib
+from collections.abc import Iterable
+
 QUOTED = 60
 """Characters of a text that a message quotes."""
 
@@ -14,6 +17,12 @@ def shortened(text: str) -> str:
         return text
     end = (QUOTED - 5) // 2  # " ... " takes the place of the middle
     return f"{text[: QUOTED - 5 - end]} ... {text[-end:]}"
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The question whether the known word nearest to ``word`` was meant, after a space; nothing where none is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def first_line(error: BaseException) -> str:

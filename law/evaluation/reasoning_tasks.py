@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from law.base.checks import Checked, Count, Natural
-from law.base.errors import LawError
+from law.base.errors import LawError, did_you_mean
 from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
 from law.base.settings import FILES, SAME_RESULTS
@@ -131,9 +131,8 @@ def load_tasks(settings: ReasoningSettings) -> dict[str, Any]:
 
 
 def _unknown(task: str, own: Iterable[str], known: Iterable[str]) -> LawError:
-    near = difflib.get_close_matches(task, [*own, *known], n=1)
     return LawError(
-        f"Unknown reasoning task {task!r}.{f' Did you mean {near[0]!r}?' if near else ''} Available without a "
+        f"Unknown reasoning task {task!r}.{did_you_mean(task, [*own, *known])} Available without a "
         f"hub: {', '.join([*own, *MIRRORS])}. With a hub: any task of the lm-evaluation-harness. "
         "Set evaluation.reasoning.tasks."
     )

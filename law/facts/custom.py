@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import io
 import logging
 import re
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from law.base.errors import LawError, shortened
+from law.base.errors import LawError, did_you_mean, shortened
 from law.facts.fact import Fact, Question
 from law.facts.record_files import LeftOut, as_text, json_lines, quoted, read_text
 from law.facts.source import FactSource
@@ -139,10 +138,9 @@ def _cell(name: str, cell: str) -> Any:
 def _check_columns(names: Iterable[str], where: str = "") -> None:
     for name in names:
         if name not in COLUMNS:
-            near = difflib.get_close_matches(name, COLUMNS, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise LawError(
-                f"{where}column {shortened(name)!r}: there is no such column.{hint} Expected some of "
+                f"{where}column {shortened(name)!r}: there is no such column."
+                f"{did_you_mean(name, COLUMNS)} Expected some of "
                 f"{', '.join(COLUMNS)}."
             )
 

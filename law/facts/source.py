@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import logging
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from law.base.checks import Checked, Count, Natural, Seed
-from law.base.errors import LawError, shortened
+from law.base.errors import LawError, did_you_mean, shortened
 from law.base.files import FileHashes
 from law.base.settings import FILES
 from law.facts.fact import Fact, FactSplit
@@ -209,11 +208,9 @@ def _of_relations(facts: Sequence[Fact], relations: Sequence[str], path: Path) -
     known = sorted({fact.relation for fact in facts} - {""})
     for relation in relations:
         if relation not in known:
-            near = difflib.get_close_matches(relation, known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             some = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "") if known else "none"
             raise LawError(
-                f"{path} has no fact of the relation {relation!r}.{hint} Expected some of its {len(known)} "
+                f"{path} has no fact of the relation {relation!r}.{did_you_mean(relation, known)} Expected some of its {len(known)} "
                 f"relations: {some}. Mend dataset.relations, or set it to null to take all."
             )
     wanted = set(relations)

@@ -12,7 +12,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from law.base.errors import LawError, first_line
+from law.base.errors import LawError, did_you_mean, first_line
 
 
 def explain(error: HydraException | OmegaConfBaseException) -> str:
@@ -44,7 +44,9 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
         )
     parent = cause.parent_node
     if not isinstance(parent, DictConfig) or cause.key is None or cause.key in [*parent]:
-        return f"The configuration is wrong at {where!r}: {problem}."
+        choices = re.search(r", expected one of \[(.*)\]", problem)  # of an enumeration
+        hint = did_you_mean(str(cause.value).lower(), choices[1].split(", ")) if choices else ""
+        return f"The configuration is wrong at {where!r}: {problem}.{hint}"
     return unknown_key(where, [*map(str, parent)], parent._get_root())
 
 
@@ -115,8 +117,7 @@ def unknown_option(path: str, options: Iterable[str]) -> str:
     """An option that a group lacks; schemas are no options."""
     group, _, option = path.rpartition("/")
     valid = [name for name in options if not name.endswith("_schema")]
-    near = difflib.get_close_matches(option, valid, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(option, valid)
     if group == "hydra/launcher":
         hint += " Launchers are installed by `pip install -e '.[launchers]'`."
     return f"Unknown {group} {option!r}.{hint} Available: {', '.join(valid)}. Set {group}=... to one of them."
