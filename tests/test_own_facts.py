@@ -129,7 +129,14 @@ def test_what_is_wrong_in_a_csv_is_named(tmp_path: Path, row: str, problem: str)
     ("row", "problem"),
     [
         ({"subject": "A", "promt": "{} is", "object": "x"}, "column 'promt': .* Did you mean 'prompt'?"),
-        ({"question": "Who is [[A]]?", "object": "x"}, "column 'object': the row has 'question' too"),
+        (
+            {"question": "Who is [[A]]?", "object": "x"},
+            "column 'object': 'question' stands beside it; .* Did you mean 'answer'\\?",
+        ),
+        (
+            {"prompt": "[[A]] is", "object": "x", "answer": "x"},
+            "'answer': 'prompt' stands beside it; .*answer.$",
+        ),
         ({"question": "Who is [[A]]?"}, "column 'answer': it is missing or empty"),
         ({"question": "Who is A?", "answer": "x"}, "column 'subject': it is missing or empty"),
         ({"subject": "A", "prompt": "{} is", "object": True}, "column 'object': it is true; expected a text"),
@@ -164,6 +171,42 @@ def test_what_is_wrong_in_a_jsonl_is_named(tmp_path: Path, row: Any, problem: st
     text = f"{json.dumps(good)}\n\n{json.dumps(row)}\n"
     with pytest.raises(LawError, match=rf"facts\.jsonl, line 3[,:] .*{problem}"):
         custom(tmp_path, text, "facts.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("header", "problem"),
+    [
+        (
+            "subject,prompt,answer",
+            "column 'answer': 'prompt' stands beside it; expected prompt and object, or question and answer. "
+            "Did you mean 'object'?",
+        ),
+        (
+            "object,question",
+            "column 'object': 'question' stands beside it; expected prompt and object, or question and answer. "
+            "Did you mean 'answer'?",
+        ),
+        ("object,answer", "column 'answer': 'object' stands beside it; expected prompt and object, or "),
+        ("prompt,question", "column 'question': 'prompt' stands beside it; expected prompt and object, or "),
+        ("prompt", "column 'object': it is missing or empty; expected prompt and object, or question and"),
+        ("answer,id", "column 'question': it is missing or empty; expected prompt and object, or question"),
+        ("subject", "column 'prompt': it is missing or empty; expected prompt and object, or question and"),
+    ],
+)
+def test_a_header_without_a_pair_of_columns_is_refused(tmp_path: Path, header: str, problem: str) -> None:
+    with pytest.raises(LawError) as error:
+        custom(tmp_path, f"\n{header}\n")  # no row is needed
+    assert f"facts.csv, line 2, {problem}" in str(error.value)
+
+
+def test_rows_of_a_table_may_have_different_pairs(tmp_path: Path) -> None:
+    table = "prompt,object,question,answer\n[[A]] is,x,,\n,,Who is [[B]]?,y\n"
+    assert [(fact.prompt, fact.object) for fact in custom(tmp_path, table)] == [
+        ("A is", "x"),
+        ("Who is B? Answer:", "y"),
+    ]
+    with pytest.raises(LawError, match=r"line 2, column 'question': 'prompt' stands beside it"):
+        custom(tmp_path, "prompt,object,question,answer\n[[A]] is,x,Who is [[A]]?,x\n")
 
 
 def test_other_files_that_give_no_facts(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ log = logging.getLogger(__name__)
 COLUMNS = (
     "id", "subject", "prompt", "object", "question", "answer", "relation", "paraphrases", "neighbours",
 )  # fmt: skip
+PAIRS = (("prompt", "object"), ("question", "answer"))
+"""What asks, and what answers it. A row has one pair; the rows of a table may have different ones."""
 LISTS = ("paraphrases", "neighbours")
 EXPECTED = (
     "a table with a header (.csv, .tsv), or a JSON object a line (.jsonl), with subject, prompt and object"
@@ -100,6 +102,8 @@ def _table_rows(path: Path, suffix: str) -> Iterator[tuple[int, dict[str, Any]]]
                 _check_columns(filter(None, header), f"{path}, line {line}, ")
                 if len(set(header)) < len(header):
                     raise LawError(f"{path}, line {line}: the header {quoted(header)} names a column twice.")
+                if not any({*pair} <= {*header} for pair in PAIRS):
+                    _pair(header, f"{path}, line {line}, ")  # refuses it, as it would each row
             elif len(cells) != len(header):
                 raise LawError(
                     f"{path}, line {line}: it has {len(cells)} columns; expected {len(header)} as in the header, "
@@ -145,14 +149,25 @@ def _check_columns(names: Iterable[str], where: str = "") -> None:
             )
 
 
+def _pair(names: Collection[str], where: str = "") -> tuple[str, str]:
+    """The columns that ask and answer."""
+    expected = "expected prompt and object, or question and answer"
+    (asked, told), other = sorted(PAIRS, key=lambda pair: [name in names for name in pair], reverse=True)
+    for column in other:
+        if column in names:
+            beside = asked if asked in names else told
+            hint = f" Did you mean {told!r}?" if column == other[1] and told not in names else ""
+            raise LawError(f"{where}column {column!r}: {beside!r} stands beside it; {expected}.{hint}")
+    for column in (asked, told):
+        if column not in names:
+            raise LawError(f"{where}column {column!r}: it is missing or empty; {expected}.")
+    return asked, told
+
+
 def _fact(row: dict[str, Any], default_id: str) -> Fact:
     """The fact of a row. The message of a LawError begins with the column."""
     _check_columns(row)
-    asked, told = ("question", "answer") if "question" in row else ("prompt", "object")
-    if other := {"prompt", "object", "question", "answer"} & row.keys() - {asked, told}:
-        raise _wrong(
-            min(other), f"the row has {asked!r} too; expected prompt and object, or question and answer"
-        )
+    asked, told = _pair(row)
     subject, prompt = _place(_text(row, asked), asked, row)
     paraphrases = [text.replace("{}", subject) for text in _texts(row, "paraphrases")]
     neighbours = [_neighbour(entry) for entry in _list(row, "neighbours")]
