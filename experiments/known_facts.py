@@ -33,7 +33,11 @@ def main(config: DictConfig) -> None:
     split, tokenizer = put(split, tokenizer, build(config.prompting))
     examined = scorer.on(model, tokenizer, cached=True)
     found = list_known_facts(
-        [*split.wash, *split.keep], examined.answers, scorer.settings.recall, source.known.value == "subject"
+        [*split.wash, *split.keep],
+        split.others,
+        examined.answers,
+        scorer.settings.recall,
+        source.known.value == "subject",
     )
     path = Path(config.output)
     path.parent.mkdir(parents=True, exist_ok=True)

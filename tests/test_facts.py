@@ -167,6 +167,10 @@ def test_facts_are_drawn_from_a_list_of_ids(thirty: str, tmp_path: Path) -> None
     listed.write_text(json.dumps({"ids": ["3", "5", 8, "of another file"]}))
     split = CounterFact(thirty, wash=2, ids=str(listed)).load()
     assert sorted(fact.id for fact in (*split.wash, *split.keep)) == ["3", "5", "8"]
+    one = CounterFact(thirty, wash=1, keep=1, ids=str(listed)).load()
+    assert (
+        one.others[0].id in {"3", "5", "8"} and len(one.others) == 28
+    )  # what may be drawn, then the file's other facts
     with pytest.raises(
         LawError, match=r"holds 3 facts of the list .*known\.json; the configuration asks for 4"
     ):

@@ -101,7 +101,7 @@ def test_known_facts_are_listed() -> None:
     facts = [*SPEAKERS, fact(12, "Dutch Harbor", "Dutch"), fact(13, "Nobody", "Latin")]
     asked = Asked({f"Person {i} speaks": "Dutch" for i in range(6)} | {"Person 6 speaks": "Greek"}, "nothing")
     asked.answers["Dutch Harbor speaks"] = "Dutch"
-    found = list_known_facts(facts, asked, Recall.substring, of_subject=True)
+    found = list_known_facts(facts, [], asked, Recall.substring, of_subject=True)
     assert found == {
         "recall": "substring",
         "listed": "subject",
@@ -110,5 +110,5 @@ def test_known_facts_are_listed() -> None:
         "kinds": {"subject": 7, "in_prompt": 1, "usual_answer": 0, "undecided": 0},
         "ids": ["0", "1", "2", "3", "4", "5", "6"],
     }
-    everything = list_known_facts(facts, asked, Recall.substring, of_subject=False)
+    everything = list_known_facts(facts, [], asked, Recall.substring, of_subject=False)
     assert everything["ids"] == sorted([*found["ids"], "12"])

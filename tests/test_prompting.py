@@ -69,7 +69,7 @@ def chatty(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
 def test_facts_stay_as_they_are(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     split, reader = put(SPLIT, tiny_tokenizer, Prompting())
     assert reader is tiny_tokenizer
-    assert split == FactSplit([ASKED], [KEPT])
+    assert split == SPLIT
 
 
 def test_a_prompt_is_a_users_turn(chatty: PreTrainedTokenizerFast) -> None:

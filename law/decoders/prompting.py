@@ -76,7 +76,7 @@ def put(
             refuses the turns.
     """
     if settings == Prompting():
-        return FactSplit(split.wash, split.keep), tokenizer
+        return split, tokenizer
     examples = _examples(split, settings.examples)
     frame = free = Frame("".join(f"{joined(e.prompt, e.object)[0]}\n" for e in examples))
     gap = None
@@ -98,7 +98,9 @@ def put(
             generation_prompts=generation,
         )
 
-    return FactSplit([*map(framed, split.wash)], [*map(framed, split.keep)]), tokenizer
+    shown = {id(example) for example in examples}
+    others = [fact for fact in split.others if id(fact) not in shown]
+    return FactSplit(*([*map(framed, facts)] for facts in (split.wash, split.keep, others))), tokenizer
 
 
 def _examples(split: FactSplit, count: int) -> list[Fact]:

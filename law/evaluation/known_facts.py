@@ -88,6 +88,7 @@ def count_kinds(facts: Sequence[Fact], kinds: Mapping[Fact, Kind]) -> dict[str, 
 
 def list_known_facts(
     facts: Sequence[Fact],
+    others: Sequence[Fact],
     answers: Callable[[Sequence[str]], Mapping[str, str]],
     rule: Recall,
     of_subject: bool,
@@ -96,13 +97,14 @@ def list_known_facts(
 
     Args:
         facts: all facts that are asked for.
+        others: further facts of the file, whose subjects may stand in the prompts as well.
         answers: as for :func:`kinds_of`.
         rule: when an answer holds an object.
         of_subject: list facts of the kind ``subject`` alone, not all that are recalled.
     """
     found = answers([*dict.fromkeys(fact.prompt for fact in facts)])
     known = [fact for fact in facts if recalls(found[fact.prompt], fact.object, rule)]
-    kinds = kinds_of(known, facts, answers, rule)
+    kinds = kinds_of(known, [*facts, *others], answers, rule)
     listed = [fact.id for fact in known if not of_subject or kinds[fact] is Kind.subject]
     return {
         "recall": rule.value,

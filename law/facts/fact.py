@@ -152,7 +152,11 @@ def facts_hash(facts: Iterable[Fact]) -> str:
 
 @dataclass(frozen=True)
 class FactSplit:
-    """The facts that a run washes, those that it must keep, and the others of the data set."""
+    """The facts that a run washes, those that it must keep, and the others of the file.
+
+    The others come in the order of the draw. Those that nothing could be drawn from (``relations``, ``part`` and
+    ``ids`` of the data set) come last.
+    """
 
     wash: Sequence[Fact]
     keep: Sequence[Fact]

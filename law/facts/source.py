@@ -114,6 +114,7 @@ class FactSource(Checked, ABC):
                 f"{path} holds no fact. Expected at least one record that gives a fact; docs/datasets.md shows the "
                 "formats. Add facts to the file, or set dataset.path to another one."
             )
+        everything = facts
         if self.relations is not None:
             facts = _of_relations(facts, [clean(relation) for relation in self.relations], path)
         if self.ids is not None:
@@ -144,7 +145,9 @@ class FactSource(Checked, ABC):
                 "dataset.keep or dataset.wash."
             )
         chosen = {id(fact) for fact in (*washed, *kept)}
-        return FactSplit(washed, kept, [fact for fact in order if id(fact) not in chosen])
+        drawn = {id(fact) for fact in order}
+        rest = [*order, *(fact for fact in everything if id(fact) not in drawn)]
+        return FactSplit(washed, kept, [fact for fact in rest if id(fact) not in chosen])
 
     def _drawn_from(self) -> str:
         """What the draw is limited to, for messages."""

@@ -132,8 +132,11 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         answers = examined.answers([fact.prompt for fact in (*split.wash, *split.keep)])
         rule = job.evaluation.recall
         washed, kept = _known(split.wash, answers, rule), _known(split.keep, answers, rule)
-        kinds = kinds_of([*washed, *kept], [*split.wash, *split.keep], examined.answers, rule)
+        kinds = kinds_of([*washed, *kept], [*split.wash, *split.keep, *split.others], examined.answers, rule)
         counts = count_kinds(washed, kinds)
+        split = FactSplit(
+            split.wash, split.keep
+        )  # a large file's other facts are not held while the method runs
         log.info(
             "facts to wash that are recalled, by kind (docs/glossary.md, known fact, kinds of): %s",
             {k.removeprefix("facts/known_"): n for k, n in counts.items()},
