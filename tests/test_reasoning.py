@@ -289,6 +289,17 @@ def test_prompts_take_the_chat_template(
         assert continuation == choice
 
 
+def test_a_chat_template_gets_a_fixed_date(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, arc: ReasoningSettings
+) -> None:
+    chat = copy.deepcopy(tiny_tokenizer)
+    chat.chat_template = f"{{{{ strftime_now('%d %B %Y') }}}}, {{{{ date_string }}}}: {CHAT}"
+    settings = replace(arc, limit=1, chat_template=True)
+    check_chat_template(chat, settings)
+    for context, _ in prompts(tiny_model, chat, settings):
+        assert context == "26 July 2024, 26 Jul 2024: <user>Question: a?\nAnswer:</><assistant>"
+
+
 def test_a_chat_template_must_be_there(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     settings = ReasoningSettings(chat_template=True, system="Think.")
     with pytest.raises(LawError, match=r"has no chat template.*chat_template=false"):

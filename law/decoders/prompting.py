@@ -21,9 +21,11 @@ from law.facts.subject import places
 
 PLACE = "{}"
 
-FIXED_DATE = "{%- macro strftime_now(format) -%}26 July 2024{%- endmacro %}\n"
-"""Put before a chat template, it takes the place of the function that tells today's date. The line break is not
-rendered."""
+FIXED_DATE = (
+    "{%- macro strftime_now(format) -%}26 July 2024{%- endmacro %}{%- set date_string = '26 Jul 2024' %}\n"
+)
+"""Put before a chat template, it takes the place of the function that tells today's date, and of the date that Llama 3
+asks for. The line break is not rendered."""
 
 
 @dataclass
@@ -155,6 +157,11 @@ def _answering(tokenizer: PreTrainedTokenizerBase, opening: str) -> tuple[PreTra
     return tokenizer, gap
 
 
+def undated_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template with a fixed date: with today's, prompts would change from day to day."""
+    return f"{FIXED_DATE}{tokenizer.get_chat_template()}"
+
+
 def _rendered(
     tokenizer: PreTrainedTokenizerBase, turns: list[tuple[str, str]], opened: bool
 ) -> tuple[str, str]:
@@ -169,11 +176,10 @@ def _rendered(
         text = str(
             tokenizer.apply_chat_template(
                 messages,
-                chat_template=f"{FIXED_DATE}{tokenizer.get_chat_template()}",
+                chat_template=undated_template(tokenizer),
                 tokenize=False,
                 add_generation_prompt=opened,
                 enable_thinking=False,  # ten tokens leave no room for it
-                date_string="26 Jul 2024",  # as in Llama 3; with today's, prompts would change from day to day
             )
         )
     except (TemplateError, ValueError, TypeError) as error:

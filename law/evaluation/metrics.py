@@ -165,7 +165,8 @@ there is no mean. A task without a known chance level always counts.
 `evaluation.reasoning.few_shot=5` puts five solved examples before each item. They are drawn as the harness draws them: from the split that a
 task names for it, else from its training, validation or scored rows, with a fixed seed, so that both models read the same examples. If
 examples come from the scored rows, an item is never its own example. `evaluation.reasoning.chat_template=true` turns prompts into messages of the
-tokenizer's chat template, each example as a question and an answer. `evaluation.reasoning.system` is the system message. If a prompt is longer than the model's context, the harness cuts its beginning; the log says how often.
+tokenizer's chat template, each example as a question and an answer. A template that writes today's date gets a fixed one, so that scores do not depend on the day.
+`evaluation.reasoning.system` is the system message. If a prompt is longer than the model's context, the harness cuts its beginning; the log says how often.
 
 ### Rows from the hub or from local files
 

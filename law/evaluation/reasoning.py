@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import LawError
 from law.base.processes import gathered, rank
+from law.decoders.prompting import undated_template
 from law.decoders.prompts import positions, token_ids
 from law.evaluation.estimates import Estimate
 from law.evaluation.reasoning_tasks import ReasoningSettings
@@ -59,9 +60,17 @@ def _ask_harness(
         task.set_fewshot_seed(EXAMPLES_SEED)
     measured = CPU_BATCH if model.device.type == "cpu" else "auto"
     try:
+        lm = HFLM(
+            pretrained=model,
+            tokenizer=tokenizer,
+            batch_size=settings.batch_size or measured,
+            chat_template_args={"chat_template": undated_template(tokenizer)}
+            if settings.chat_template
+            else None,
+        )
         # simple_evaluate would spend seconds on a list of the installed packages
         found = evaluate(
-            lm=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=settings.batch_size or measured),
+            lm=lm,
             task_dict=dict(tasks),
             limit=settings.limit,
             apply_chat_template=settings.chat_template,

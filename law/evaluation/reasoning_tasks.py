@@ -21,6 +21,7 @@ from law.base.errors import LawError, did_you_mean
 from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
 from law.base.settings import FILES, SAME_RESULTS
+from law.decoders.prompting import undated_template
 from law.evaluation.local_rows import MIRRORS, harness_folders, mirrored
 
 LOCAL_TASKS = Path(__file__).parent / "tasks"
@@ -213,7 +214,7 @@ def check_chat_template(tokenizer: PreTrainedTokenizerBase, settings: ReasoningS
     if settings.system is not None:
         messages.insert(0, {"role": "system", "content": settings.system})
     try:
-        tokenizer.apply_chat_template(messages, tokenize=False)
+        tokenizer.apply_chat_template(messages, chat_template=undated_template(tokenizer), tokenize=False)
     except (TemplateError, ValueError, TypeError) as error:
         raise LawError(
             f"The tokenizer's chat template refuses the messages of a reasoning task ({error}); expected one that "
@@ -243,7 +244,7 @@ def tasks_key(
         "tasks": [*tasks],
         "limit": settings.limit,
         "few_shot": settings.few_shot,
-        "chat_template": tokenizer.chat_template if settings.chat_template else None,
+        "chat_template": undated_template(tokenizer) if settings.chat_template else None,
         "system": settings.system,
         "rows": settings.content(hashes),
         "harness": {package: importlib.metadata.version(package) for package in ("lm_eval", "datasets")},
