@@ -59,6 +59,21 @@ SHAPES = {
         textbook_model.GPT2,
     ),
     "gpt2": Shape({"model_type": "gpt2"}, [3, 4, 5, 6, 7], textbook_model.GPT2),
+    "smollm2-135m": Shape(
+        {
+            "model_type": "llama",
+            "vocab_size": 50_257,  # of the tokenizer above; SmolLM2 has 49,152
+            "hidden_size": 576,
+            "intermediate_size": 1536,
+            "num_hidden_layers": 30,
+            "num_attention_heads": 9,
+            "num_key_value_heads": 3,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": True,
+        },
+        [4, 5, 6, 7, 8],
+        textbook_model.LLAMA,
+    ),
     "gpt2-xl": Shape(
         {"model_type": "gpt2", "n_embd": 1600, "n_layer": 48, "n_head": 25},
         [13, 14, 15, 16, 17],
