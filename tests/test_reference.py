@@ -135,6 +135,7 @@ def test_updates_from_recorded_stages(authors: SimpleNamespace, name: str) -> No
         assert error(delta, arrays[f"{name}.delta_init_L{layer}"]) < 1e-6
 
 
+@pytest.mark.slow  # its parts are proved above, and that keys are taken of what is edited by then, below
 @recorded_only
 def test_initial_updates_end_to_end(authors: SimpleNamespace) -> None:
     p = authors.problem
