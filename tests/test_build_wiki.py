@@ -75,8 +75,8 @@ def test_the_command(tmp_path: Path) -> None:
     assert "9 rows read: 2 malformed, 2 duplicates, 2 ambiguous triples of 1 pairs, 3 facts" in done.stderr
     assert "triples.tsv, line 7: it has 2 columns" in done.stderr
     assert len(output.read_text(encoding="utf-8").splitlines()) == 3
-    done = subprocess.run([*command, "--partitions", "0"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, "error: 0 partitions were asked for; expected at least 1.\n")
+    with pytest.raises(LawError, match="0 partitions were asked for; expected at least 1"):
+        build_facts(source, output, {}, partitions=0)
 
 
 def test_jsonl_gives_the_same(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_two_processes_wash_as_one_does(trained_lab: TrainedLab, tmp_path: Path)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    mp.spawn(one_of_two, (port, trained_lab, tmp_path), nprocs=2)
+    mp.start_processes(one_of_two, (port, trained_lab, tmp_path), nprocs=2, start_method="forkserver")
     alone = wash(trained_lab, tmp_path / "alone")
     both = [torch.load(tmp_path / f"{number}.pt") for number in (0, 1)]
     for layer in LAYERS:

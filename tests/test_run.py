@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from law.facts.counterfact import CounterFact
 from law.facts.fact import Fact, FactSplit
 from law.facts.source import Known
 from law.methods.none import Unwashed
+from law.runs import configuration
 from law.runs.identity import Identity
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
@@ -58,6 +60,14 @@ PROMISED = {
 }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _code_is_hashed_once() -> Iterator[None]:
+    """To parse it takes a third of what many a run here takes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(configuration, "code", cache(configuration.code))
+        yield
+
+
 @dataclass(frozen=True)
 class Done:
     """How the command ended: its exit code, what it said on its way out, and the logs of its runs."""
@@ -80,8 +90,19 @@ def wash(folder: Path, *overrides: str) -> Done:
             code, message = 1, str(error.code)
         finally:
             GlobalHydra.instance().clear()
-    logs = sorted((folder / "outputs").glob("*/*/wash.log"))
-    return Done(code, message, "".join(path.read_text() for path in logs))
+    return Done(code, message, logs(folder))
+
+
+def wash_in_a_process(folder: Path, *overrides: str) -> Done:
+    """The command line itself."""
+    command = [sys.executable, str(ROOT / "experiments" / "wash.py"), *overrides]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    return Done(done.returncode, done.stderr.strip().splitlines()[-1], logs(folder))
+
+
+def logs(folder: Path) -> str:
+    return "".join(path.read_text() for path in sorted((folder / "outputs").glob("*/*/wash.log")))
 
 
 @pytest.fixture(scope="module")
@@ -270,23 +291,16 @@ def test_a_whole_checkpoint_loads_in_plain_transformers(
     assert answers == [row["answer_after"] for row in known]
 
 
+@pytest.mark.parametrize("run", [wash, pytest.param(wash_in_a_process, marks=pytest.mark.slow)])
 def test_a_failed_job_leaves_the_others_running_and_the_sweep_fails(
-    tmp_path: Path, inputs: list[str]
+    tmp_path: Path, inputs: list[str], run: Callable[..., Done]
 ) -> None:
-    """The first learning rate makes the weights infinite; the second job still finishes. In a real process."""
+    """The first learning rate makes the weights infinite; the second job still finishes."""
     rates = "method.learning_rate=1e30,1e-6"
-    command = [sys.executable, str(ROOT / "experiments" / "wash.py"), "-m", "name=mixed", "tracker=none"]
-    done = subprocess.run(
-        [*command, "method=gradient_ascent", rates, *inputs],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1
-    assert done.stderr.strip().splitlines()[-1].startswith("error: ")
-    assert "not finite" in done.stderr
+    done = run(tmp_path, "-m", "name=mixed", "tracker=none", "method=gradient_ascent", rates, *inputs)
+    assert done.code == 1
+    assert done.message.startswith("error: ") and "not finite" in done.message
+    assert "failed: Washing left" in done.log
     manifests = [
         json.loads((run / "manifest.json").read_text()) for run in runs_of(tmp_path / "outputs" / "mixed")
     ]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
+import multiprocessing
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -29,15 +29,21 @@ order is what they differ by; a step of Adam makes it up to 4e-4 where a gradien
 Results = dict[str, Any]
 
 
+def run_script(*arguments: str) -> None:
+    script = str(Path(__file__).with_name("second_device_run.py"))
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
 @pytest.fixture(scope="module")
 def results(trained_lab: TrainedLab, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """What tests/second_device_run.py found, in a process of its own."""
     folder = tmp_path_factory.mktemp("second_device")
-    command = [sys.executable, str(Path(__file__).with_name("second_device_run.py"))]
     paths = [trained_lab.model_path, trained_lab.facts_path, trained_lab.text_path, folder]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *map(str, paths)], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    process = multiprocessing.get_context("forkserver").Process(target=run_script, args=[*map(str, paths)])
+    process.start()
+    process.join()
+    assert process.exitcode == 0, "its traceback is on the standard error"
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 

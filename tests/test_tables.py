@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import runpy
 import shutil
@@ -826,13 +825,13 @@ def test_script_in_a_narrow_terminal(
     assert "seed 3 failed: LawError" in " ".join(text.split()) and "…" not in text
 
 
-def test_script_on_a_console_that_lacks_the_arrows(folder: Path) -> None:
-    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0", "COLUMNS": "200"}
-    environment["PYTHONPATH"] = str(SCRIPT.parents[1])
-    done = subprocess.run(
-        [sys.executable, str(SCRIPT), str(folder)], env=environment, capture_output=True, check=True
-    )
-    out = done.stdout.decode("cp1252")
+def test_script_on_a_console_that_lacks_the_arrows(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    sys.stdout.reconfigure(encoding="cp1252")
+    execute(monkeypatch, folder)
+    out = capsysbinary.readouterr().out.decode("cp1252")
     assert "20.0 ± 10.0" in out and "lambda is NaN" in out
 
 
