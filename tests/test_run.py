@@ -1,4 +1,4 @@
-"""Whole runs through the command line: what they leave, how they fail, how they go on."""
+"""Whole runs: what they leave, and how they go on."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ import json
 import math
 import os
 import re
-import runpy
 import shutil
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import TrainedLab
-from hydra.core.global_hydra import GlobalHydra
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from whole_runs import Done, lab_inputs, runs_of, wash
 
 from law.base.report import Report
 from law.decoders.greedy_decoding import Recall, greedy_answers
@@ -34,12 +30,10 @@ from law.facts.counterfact import CounterFact
 from law.facts.fact import Fact, FactSplit
 from law.facts.source import Known
 from law.methods.none import Unwashed
-from law.runs import configuration
 from law.runs.identity import Identity
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
 
-ROOT = Path(__file__).parents[1]
 PROMISED = {
     *("forget/accuracy_before", "forget/accuracy", "forget/qa_f1_before", "forget/qa_f1"),
     *("forget/paraphrase_accuracy", "retain/accuracy_before", "retain/accuracy"),
@@ -60,65 +54,9 @@ PROMISED = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _code_is_hashed_once() -> Iterator[None]:
-    """To parse it takes a third of what many a run here takes."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(configuration, "code", cache(configuration.code))
-        yield
-
-
-@dataclass(frozen=True)
-class Done:
-    """How the command ended: its exit code, what it said on its way out, and the logs of its runs."""
-
-    code: int
-    message: str
-    log: str
-
-
-def wash(folder: Path, *overrides: str) -> Done:
-    """Call ``experiments/wash.py`` as its command line would, with ``folder`` as the working directory."""
-    code, message = 0, ""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        patch.setattr(sys, "argv", ["wash.py", *overrides])
-        patch.setenv("HYDRA_FULL_ERROR", "1")
-        try:
-            runpy.run_path(str(ROOT / "experiments" / "wash.py"), run_name="__main__")
-        except SystemExit as error:
-            code, message = 1, str(error.code)
-        finally:
-            GlobalHydra.instance().clear()
-    return Done(code, message, logs(folder))
-
-
-def wash_in_a_process(folder: Path, *overrides: str) -> Done:
-    """The command line itself."""
-    command = [sys.executable, str(ROOT / "experiments" / "wash.py"), *overrides]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    return Done(done.returncode, done.stderr.strip().splitlines()[-1], logs(folder))
-
-
-def logs(folder: Path) -> str:
-    return "".join(path.read_text() for path in sorted((folder / "outputs").glob("*/*/wash.log")))
-
-
 @pytest.fixture(scope="module")
 def inputs(trained_lab: TrainedLab) -> list[str]:
-    return [
-        "model=local",
-        f"model.path={trained_lab.model_path}",
-        "dataset=counterfact",
-        f"dataset.path={trained_lab.facts_path}",
-        "dataset.wash=8",
-        "evaluation=lab",
-        "evaluation.fluency.prompts=4",
-        "evaluation.fluency.documents=20",
-        "evaluation.reasoning.tasks=[lab_larger]",
-        "evaluation.reasoning.limit=20",
-    ]
+    return lab_inputs(trained_lab)
 
 
 @pytest.fixture(scope="module")
@@ -139,10 +77,6 @@ def sweep(tmp_path_factory: pytest.TempPathFactory, inputs: list[str], memit: li
     done = wash(folder, "-m", "name=two", "seed=0,1", "save=delta", *inputs, *memit)
     assert done.code == 0, done.message
     return folder / "outputs" / "two", done
-
-
-def runs_of(folder: Path) -> list[Path]:
-    return sorted(path.parent for path in folder.glob("*/manifest.json"))
 
 
 def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
@@ -291,62 +225,6 @@ def test_a_whole_checkpoint_loads_in_plain_transformers(
     assert answers == [row["answer_after"] for row in known]
 
 
-@pytest.mark.parametrize("run", [wash, pytest.param(wash_in_a_process, marks=pytest.mark.slow)])
-def test_a_failed_job_leaves_the_others_running_and_the_sweep_fails(
-    tmp_path: Path, inputs: list[str], run: Callable[..., Done]
-) -> None:
-    """The first learning rate makes the weights infinite; the second job still finishes."""
-    rates = "method.learning_rate=1e30,1e-6"
-    done = run(tmp_path, "-m", "name=mixed", "tracker=none", "method=gradient_ascent", rates, *inputs)
-    assert done.code == 1
-    assert done.message.startswith("error: ") and "not finite" in done.message
-    assert "failed: Washing left" in done.log
-    manifests = [
-        json.loads((run / "manifest.json").read_text()) for run in runs_of(tmp_path / "outputs" / "mixed")
-    ]
-    assert sorted(m["status"] for m in manifests) == ["failed", "finished"]
-    failed = next(m for m in manifests if m["status"] == "failed")
-    assert "not finite" in failed["error"]
-    assert {m["settings"]["method.learning_rate"] for m in manifests} == {"1e+30", "1e-06"}
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["dataset.path=no/such.json"], "facts file no/such.json can't be read: No such file"),
-        (["model.path=no/such/model"], "no folder no/such/model"),
-        (["method=memit", "method.lam=1", "method.layers=[1,9]"], "between 0 and 2"),
-        (["method=memit", "method.lam=1", "method.layers=[1]", "method.moments.text=no.txt"], "no.txt"),
-        (["evaluation.reasoning.tasks=[lab_largest]"], "Did you mean 'lab_larger'?"),
-        (["evaluation.fluency.text=no.txt"], "held-out text no.txt does not exist"),
-        (
-            ["evaluation.reasoning.tasks=[piqa]", "evaluation.reasoning.source=local"],
-            "evaluation.reasoning.data names no folder",
-        ),
-        (["model.device=cuda:7"], "'cuda:7' can't be used here"),
-        (["model.dtype=float17"], "expected float32, bfloat16 or float16"),
-        (["method.lamda=1"], "Unknown key 'method.lamda'"),
-    ],
-)
-def test_errors_are_one_paragraph_and_exit_with_one(
-    tmp_path: Path, inputs: list[str], overrides: list[str], message: str
-) -> None:
-    done = wash(tmp_path, "method=none", "tracker=none", *inputs, *overrides)
-    assert done.code == 1
-    assert done.message.startswith("error: ")
-    assert message in done.message
-
-
-def test_truncated_weights_are_told(tmp_path: Path, inputs: list[str], trained_lab: TrainedLab) -> None:
-    folder = tmp_path / "model"
-    shutil.copytree(trained_lab.model_path, folder)
-    weights = (folder / "model.safetensors").read_bytes()
-    (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    done = wash(tmp_path, "method=none", "tracker=none", *inputs, f"model.path={folder}")
-    assert done.code == 1
-    assert done.message.startswith(f"error: The model '{folder}' could not be loaded")
-
-
 class Talker(Unwashed):
     """A method that changes nothing and reports more than numbers, some of which JSON has no words for."""
 
@@ -370,60 +248,6 @@ class Listener(NoTracker):
 
     def log(self, values: Mapping[str, float]) -> None:
         self.heard.append(values)
-
-
-@dataclass
-class Failing(Talker):
-    """Reports once, and fails if it is told to."""
-
-    fails: bool
-
-    def wash(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        facts: Sequence[Fact],
-        report: Report,
-    ) -> None:
-        report({"said": "something"})
-        if self.fails:
-            raise RuntimeError("the power is gone")
-
-
-def test_a_failed_rerun_leaves_no_earlier_result_beside_its_manifest(
-    tmp_path: Path, trained_lab: TrainedLab
-) -> None:
-    folder = tmp_path / "run"
-
-    def run(fails: bool) -> set[str]:
-        job = Job(
-            model=ModelSettings(str(trained_lab.model_path), device="cpu"),
-            source=CounterFact(str(trained_lab.facts_path), wash=4, keep=4),
-            method=Failing(fails),
-            evaluation=EvaluationSettings(fluency=FluencySettings(prompts=1, tokens=4)),
-            tracker=NoTracker(),
-            save=Save.nothing if fails else Save.delta,
-            folder=folder,
-            identity=Identity("test", {}, {}, 0),
-        )
-        if fails:
-            with pytest.raises(RuntimeError):
-                wash_and_score(job)
-        else:
-            wash_and_score(job)
-        return {path.name for path in folder.iterdir()}
-
-    left = {"manifest.json", "method.jsonl", "unknown_facts.jsonl"}
-    whole = left | {"metrics.json", "predictions.jsonl", "generations.jsonl", "washed"}
-    assert run(fails=False) == whole
-    (folder / "predictions.jsonl.1.partial").write_text("{")
-    for _ in range(2):  # a second failure does not take the finished results away
-        assert run(fails=True) == left | {"earlier"}
-        assert json.loads((folder / "manifest.json").read_text())["status"] == "failed"
-        assert (folder / "method.jsonl").read_text() == '{"said": "something"}\n'
-        assert {path.name for path in (folder / "earlier").iterdir()} == whole
-        assert json.loads((folder / "earlier" / "manifest.json").read_text())["status"] == "finished"
-    assert run(fails=False) == whole | {"earlier"}
 
 
 def test_reports_may_be_words_and_need_not_be_finite(tmp_path: Path, trained_lab: TrainedLab) -> None:
@@ -481,17 +305,6 @@ def test_a_run_takes_one_rule_of_recall_and_tells_it(tmp_path: Path, trained_lab
     assert found == {Recall.substring: (known, True), Recall.whole_word: (known - 1, False)}
 
 
-def test_a_wash_that_changes_no_weight_is_an_error(tmp_path: Path, inputs: list[str]) -> None:
-    """A step of 1e-13 is rounded away in bfloat16, which has eight bits."""
-    method = ["method=gradient_ascent", "method.learning_rate=1e-13", "model.dtype=bfloat16"]
-    done = wash(tmp_path, "tracker=none", "save=model", *inputs, "evaluation.reasoning.tasks=[]", *method)
-    assert (done.code, "GradientAscent changed no weight of the model" in done.message) == (1, True)
-    (run,) = runs_of(tmp_path / "outputs" / "wash")
-    manifest = json.loads((run / "manifest.json").read_text())
-    assert manifest["status"] == "failed" and "set model.dtype=float32" in manifest["error"]
-    assert not (run / "metrics.json").exists() and not (run / "washed").exists()
-
-
 class OneRelation(CounterFact):
     """All facts have one relation, so that each subject can take the place of each other one."""
 
@@ -546,27 +359,3 @@ def test_a_metric_that_is_not_finite_is_left_out(
     metrics = json.loads((run / "metrics.json").read_text(), parse_constant=pytest.fail)
     assert "fluency/perplexity_before" in metrics and "fluency/perplexity" not in metrics
     assert "fluency/perplexity is inf and left out" in done.log
-
-
-def test_a_model_that_knows_nothing_is_told(
-    tmp_path: Path, inputs: list[str], trained_lab: TrainedLab
-) -> None:
-    records = json.loads(trained_lab.facts_path.read_text())
-    for record in records:
-        record["requested_rewrite"]["target_true"]["str"] = "Xyzzy"
-    facts = tmp_path / "facts.json"
-    facts.write_text(json.dumps(records))
-    done = wash(tmp_path, "tracker=none", *inputs, f"dataset.path={facts}", "method=none")
-    assert done.code == 1
-    assert "knows none of the 8 facts to wash" in done.message
-    (run,) = runs_of(tmp_path / "outputs" / "wash")
-    assert not list(run.glob("*.partial"))
-    rows = [json.loads(line) for line in (run / "unknown_facts.jsonl").read_text().splitlines()]
-    assert [row["set"] for row in rows] == ["wash"] * 8 + ["keep"] * 10
-    for row in rows:
-        rewrite = next(r for r in records if str(r["case_id"]) == row["id"])["requested_rewrite"]
-        assert row["prompt"] == rewrite["prompt"].replace("{}", rewrite["subject"])
-        assert row["object"] == "Xyzzy"
-        assert row["answer"].strip() and "Xyzzy" not in row["answer"]
-    told = f"0 of 8 facts to wash and 0 of 10 facts to keep are known; those that are not are listed in {run}"
-    assert told in done.log
