@@ -137,6 +137,22 @@ def test_each_stage_tells_its_begin_and_how_long_it_took(sweep: tuple[Path, Done
         assert sweep[1].log.count(f"{stage}: begins") == sweep[1].log.count(f"{stage}: took ") == 2
 
 
+def test_a_run_and_a_sweep_tell_how_long_they_will_take(sweep: tuple[Path, Done]) -> None:
+    logs = sorted((run / "wash.log" for run in runs_of(sweep[0])), key=lambda path: path.stat().st_mtime_ns)
+    time = r"(at most )?about [\d.]+ (s|min)"
+    for number, path in enumerate(logs):
+        said = [
+            r"score before: begins",
+            r"MEMIT: (\d+) facts are asked; at most 8 are washed and (\d+) kept\. Reasoning tasks: lab_larger "
+            rf"\(20 items\)\. Asking takes ({time}|no time), scoring before washing {time}, and scoring after it {time}\.",
+            r"facts to wash that are recalled",
+            r"score after: took",
+            (rf"run 1 of 2 finished; {time} left", r"run 2 of 2 finished\n")[number],
+        ]
+        found = [[match.start() for match in re.finditer(line, path.read_text())] for line in said]
+        assert [len(places) for places in found] == [1] * len(said) and sorted(found) == found
+
+
 def test_each_job_has_its_own_wandb_run(sweep: tuple[Path, Done]) -> None:
     tracked = [next((run / "wandb").glob("offline-run-*")).name for run in runs_of(sweep[0])]
     assert len({name.rpartition("-")[2] for name in tracked}) == 2
@@ -163,12 +179,16 @@ def test_a_finished_run_is_not_run_again_and_the_unwashed_scores_are_reused(
     again = wash(folder, "-m", "name=two", "seed=0,1", "save=delta", *inputs, *memit)
     assert again.code == 0
     assert again.log.count("has finished before") == 2
+    assert (
+        len(re.findall(r"run [12] of 2 finished\n", again.log)) == 3
+    )  # and one with a time, of the first sweep
     assert {run: (run / "manifest.json").read_text() for run in runs_of(sweep[0])} == before
 
     none = wash(folder, "name=two", "method=none", "tracker=none", *inputs)
     assert none.code == 0, none.message
     for part in ("texts", "perplexity", "reasoning"):
         assert f"{part}: taken from" in none.log
+    assert "Asking takes no time, scoring before washing no time, and scoring after it no time." in none.log
     for part in ("answers", "log_probs"):
         assert re.search(rf"{part}: (\d+) of \1 taken from", none.log)
     run = next(run for run in runs_of(sweep[0]) if run.name.startswith("none"))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -103,9 +103,7 @@ def json_items(
 ) -> list[Any]:
     """The JSON value of each item; ``compute`` gives those of the items that are missing."""
     folder = cache.path(name, key, "items")
-    found: dict[str, Any] = {}
-    for values in _values(folder):
-        found |= values
+    found = kept_items(cache, name, key)
     own = [item for item in dict.fromkeys(items) if item not in found]
     missing = sorted(set().union(*gathered(own)))
     if missing:
@@ -120,8 +118,11 @@ def json_items(
     return [found[item] for item in items]
 
 
-def _values(folder: Path | None) -> Iterator[dict[str, Any]]:
-    """What the files of a folder hold; a damaged one holds nothing."""
+def kept_items(cache: Cache, name: str, key: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON value of each item that is kept; a damaged file holds none."""
+    folder = cache.path(name, key, "items")
+    found: dict[str, Any] = {}
     for path in [] if folder is None else sorted(folder.glob("*.json")):
         if isinstance(values := load_json(path), dict):
-            yield values
+            found |= values
+    return found

@@ -126,6 +126,12 @@ def probe_sets(
     }
 
 
+def weighed(sets: Mapping[str, Sequence[Probe]]) -> set[Question]:
+    """The questions of these sets whose objects' log-probabilities are reported."""
+    named = (name for name in sets if "log_prob" in REPORTED[name])
+    return {probe.question for name in named for probe in sets[name]}
+
+
 def _asked(facts: Sequence[Fact]) -> list[Probe]:
     return [Probe(fact.question, fact.subject) for fact in facts]
 

@@ -11,6 +11,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
+from itertools import groupby, islice
 from typing import Any
 
 from law.decoders.greedy_decoding import Recall, recalls
@@ -64,12 +65,13 @@ def kinds_of(
             kinds[fact] = Kind.in_prompt
             continue
         own = fact.subject.casefold(), fact.object.casefold()
-        others = dict.fromkeys(
+        others = (
             other.subject
             for other in alike[fact.relation or fact.template]
             if other.subject.casefold() != own[0] and other.object.casefold() != own[1]
         )
-        asked[fact] = [fact.template.replace("{}", subject) for subject in [*others][:OTHERS]]
+        subjects = (subject for subject, _ in groupby(others))  # equal ones stand side by side
+        asked[fact] = [fact.template.replace("{}", subject) for subject in islice(subjects, OTHERS)]
     found = answers([*dict.fromkeys(prompt for prompts in asked.values() for prompt in prompts)])
     for fact, prompts in asked.items():
         said = sum(recalls(found[prompt], fact.object, rule) for prompt in prompts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.cache import Cache, model_hash, tokenizer_hash
 from law.base.checks import Checked, Count
-from law.base.item_cache import json_items
+from law.base.item_cache import json_items, kept_items
 from law.base.settings import SAME_RESULTS
 from law.decoders import greedy_decoding
 from law.decoders.greedy_decoding import Recall, greedy_answers
@@ -26,7 +26,7 @@ from law.evaluation.fluency import (
     sample_texts,
     text_metrics,
 )
-from law.evaluation.knowledge import REPORTED, Replies, knowledge_metrics, probe_sets
+from law.evaluation.knowledge import Replies, knowledge_metrics, probe_sets, weighed
 from law.evaluation.known_facts import Kind
 from law.evaluation.likelihood import object_log_probs
 from law.evaluation.reasoning import mean_accuracy, score_reasoning, tasks_at_chance
@@ -37,7 +37,7 @@ from law.evaluation.reasoning_tasks import (
     load_tasks,
     tasks_key,
 )
-from law.facts.fact import Fact
+from law.facts.fact import Fact, Question
 
 
 @dataclass
@@ -122,11 +122,10 @@ class Examination:
     def answers(self, prompts: Sequence[str]) -> Mapping[str, str]:
         """The greedy answers to these prompts and to all that were asked before, by prompt."""
         new = sorted(set(prompts) - self._answers.keys())
-        ends = end_tokens(self._model, self._tokenizer)
         found = json_items(
             self._cache,
             "answers",
-            self._key | {"version": greedy_decoding.VERSION, "ends": ends},
+            self._answers_key(),
             new,
             lambda asked: greedy_answers(self._model, self._tokenizer, asked, self._settings.batch_size),
         )
@@ -137,18 +136,12 @@ class Examination:
         """All scores, for facts to wash and facts to keep that the unwashed model knows, with their kinds."""
         sets = probe_sets(washed, kept, kinds)
         answers = self.answers([probe.question.prompt for probes in sets.values() for probe in probes])
-        weighed = [
-            probe.question
-            for name, probes in sets.items()
-            if "log_prob" in REPORTED[name]
-            for probe in probes
-        ]
-        questions = sorted(set(weighed), key=astuple)
-        by_text = {json.dumps(astuple(question)): question for question in questions}
+        questions = sorted(weighed(sets), key=astuple)
+        by_text = {_text(question): question for question in questions}
         log_probs = json_items(
             self._cache,
             "log_probs",
-            self._key | {"version": likelihood.VERSION},
+            self._log_probs_key(),
             [*by_text],
             lambda texts: object_log_probs(
                 self._model, self._tokenizer, [by_text[text] for text in texts], self._settings.batch_size
@@ -160,14 +153,10 @@ class Examination:
     def _texts(self, washed: Sequence[Fact]) -> dict[str, str]:
         settings = self._settings.fluency
         prompts = [*generation_prompts(washed, settings.prompts)]
-        key = {
-            "version": fluency.VERSION,
-            "prompts": prompts,
-            "tokens": settings.tokens,
-            "seed": settings.seed,
-        }
-        texts = self._cached(
-            "texts", key, lambda: sample_texts(self._model, self._tokenizer, prompts, settings)
+        texts = self._cache.json(
+            "texts",
+            self._texts_key(prompts),
+            lambda: sample_texts(self._model, self._tokenizer, prompts, settings),
         )
         return dict(zip(prompts, texts, strict=True))
 
@@ -175,13 +164,10 @@ class Examination:
         settings = self._settings.fluency
         if settings.text is None:
             return None
-        key = {
-            "version": [fluency.VERSION, likelihood.VERSION],
-            "text": settings.content(self._cache.hashes),
-            "documents": settings.documents,
-        }
-        found = self._cached(
-            "perplexity", key, lambda: astuple(perplexity(self._model, self._tokenizer, settings))
+        found = self._cache.json(
+            "perplexity",
+            self._perplexity_key(),
+            lambda: astuple(perplexity(self._model, self._tokenizer, settings)),
         )
         return Estimate(*found)
 
@@ -192,15 +178,57 @@ class Examination:
             scores = score_reasoning(self._model, self._tokenizer, self._tasks, settings)
             return {key: asdict(score) for key, score in scores.items()}
 
-        key = {
-            "version": reasoning.VERSION,
-            **tasks_key(self._tasks, self._tokenizer, settings, self._cache.hashes),
-        }
-        found = self._cached("reasoning", key, compute)
+        found = self._cache.json("reasoning", self._reasoning_key(), compute)
         return {key: Estimate(**score) for key, score in found.items()}
 
-    def _cached(self, name: str, key: dict[str, Any], compute: Callable[[], Any]) -> Any:
-        return self._cache.json(name, self._key | key, compute)
+    # --- what the cache holds ---------------------------------------------------------------------
+
+    def kept_answers(self) -> Mapping[str, str]:
+        """All answers that the cache holds, by prompt."""
+        return kept_items(self._cache, "answers", self._answers_key())
+
+    def not_weighed(self, questions: Iterable[Question]) -> list[Question]:
+        """Those of the questions whose log-probabilities the cache does not hold."""
+        kept = kept_items(self._cache, "log_probs", self._log_probs_key())
+        return [question for question in questions if _text(question) not in kept]
+
+    def holds(self, washed: Sequence[Fact]) -> set[str]:
+        """Which of ``texts``, ``perplexity`` and ``reasoning`` the cache holds, where these facts are washed."""
+        prompts = [*generation_prompts(washed, self._settings.fluency.prompts)]
+        keys = {
+            "texts": self._texts_key(prompts),
+            "perplexity": self._perplexity_key(),
+            "reasoning": self._reasoning_key(),
+        }
+        paths = {name: self._cache.path(name, key, "json") for name, key in keys.items()}
+        return {name for name, path in paths.items() if path is not None and path.exists()}
+
+    def _answers_key(self) -> dict[str, Any]:
+        ends = end_tokens(self._model, self._tokenizer)
+        return self._key | {"version": greedy_decoding.VERSION, "ends": ends}
+
+    def _log_probs_key(self) -> dict[str, Any]:
+        return self._key | {"version": likelihood.VERSION}
+
+    def _texts_key(self, prompts: Sequence[str]) -> dict[str, Any]:
+        settings = self._settings.fluency
+        drawn = {"prompts": prompts, "tokens": settings.tokens, "seed": settings.seed}
+        return self._key | {"version": fluency.VERSION, **drawn}
+
+    def _perplexity_key(self) -> dict[str, Any]:
+        settings = self._settings.fluency
+        text = {"text": settings.content(self._cache.hashes), "documents": settings.documents}
+        return self._key | {"version": [fluency.VERSION, likelihood.VERSION], **text}
+
+    def _reasoning_key(self) -> dict[str, Any]:
+        settings, hashes = self._settings.reasoning, self._cache.hashes
+        tasks = tasks_key(self._tasks, self._tokenizer, settings, hashes)
+        return self._key | {"version": reasoning.VERSION, **tasks}
+
+
+def _text(question: Question) -> str:
+    """A question as the cache names it."""
+    return json.dumps(astuple(question))
 
 
 def compare(

@@ -10,11 +10,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -23,6 +21,7 @@ from law.base.errors import LawError
 from law.reporting.comparability import check_rows, names_of, separate
 from law.reporting.sweep import ORIGIN, UNKNOWN, Missing, Run, Setup, Sweep
 from law.runs.identity import CHOICES, settings_of
+from law.runs.sweep import jobs
 
 
 def load_sweep(folder: Path) -> Sweep:
@@ -119,25 +118,12 @@ def _brief(problem: str, longest: int = 300) -> str:
 
 
 def _expected(path: Path) -> Iterator[tuple[Setup, int]]:
-    """The jobs of the sweep that ``multirun.yaml`` describes; none without that file.
-
-    They are expanded as Hydra's basic sweeper does it: an override of the command line replaces the
-    sweeper's parameter.
-    """
+    """The jobs of the sweep that ``multirun.yaml`` describes; none without that file."""
     if not path.is_file():
         return
     config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     hydra = config["hydra"]
-    swept = [f"{key}={value}" for key, value in (hydra["sweeper"].get("params") or {}).items()]
-    values: dict[str, list[str]] = {}
-    for override in OverridesParser.create().parse_overrides([*swept, *hydra["overrides"]["task"]]):
-        key, several = override.get_key_element(), override.is_sweep_override()
-        # an override taken back (~key) has no value
-        values[key] = (
-            [*override.sweep_string_iterator()] if several else [override.get_value_element_as_str() or ""]
-        )
-    for job in product(*values.values()):
-        chosen = dict(zip(values, job, strict=True))
+    for chosen in jobs(hydra["sweeper"].get("params"), hydra["overrides"]["task"]):
         setup = _setup(
             hydra["runtime"]["choices"] | chosen, settings_of(f"{k}={v}" for k, v in chosen.items())
         )

@@ -38,6 +38,7 @@ from law.facts.source import Known
 from law.methods.none import Unwashed
 from law.methods.protocol import Method
 from law.runs.folder import GENERATIONS, MANIFEST, METHOD, METRICS, PREDICTIONS, UNKNOWN_FACTS, WASHED, clear
+from law.runs.forecast import forecast
 from law.runs.identity import Identity, inputs_of
 from law.runs.lines import finite, prediction, unknown_facts
 from law.runs.manifest import begin, inputs_entries, now
@@ -129,6 +130,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
     with _timed(stages, "score_before"):
         examined = scorer.on(model, reader, cached=True)
         manifest["model_hash"] = examined.hash
+        log.info("%s", forecast(job.method, split, scorer, examined, model, reader))
         answers = examined.answers([fact.prompt for fact in (*split.wash, *split.keep)])
         rule = job.evaluation.recall
         washed, kept = _known(split.wash, answers, rule), _known(split.keep, answers, rule)
