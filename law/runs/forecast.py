@@ -204,7 +204,7 @@ def forecast(
         others.update(prompts)
         return dict.fromkeys(prompts, "")
 
-    sets = probe_sets(washed, spared, kinds_of([*washed, *spared], facts, note, rule))
+    sets = probe_sets(washed, spared, kinds_of([*washed, *spared], [*facts, *split.others], note, rule))
     probes = {probe.question.prompt for found in sets.values() for probe in found}
     questions = [*weighed(sets)]
     whole = {
