@@ -165,7 +165,7 @@ def test_what_the_cache_holds_is_not_counted(
     washed, kept = (
         [f for f in found if recalls(answers[f.prompt], f.object)] for found in (split.wash, split.keep)
     )
-    kinds = kinds_of([*washed, *kept], facts, before.answers, rule)
+    kinds = kinds_of([*washed, *kept], [*facts, *split.others], before.answers, rule)
     assert washed and f"at most {len(washed)} are washed and {len(kept)} kept" in told()
     assert "Asking takes no time, scoring before washing at most about " in told()
     before.scores(washed, kept, kinds)
