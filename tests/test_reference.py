@@ -167,11 +167,16 @@ def run_variant(golden: SimpleNamespace, name: str) -> list[Layer]:
 
 
 VARIANTS = [
-    "law_search_intids",
     "law_skip",
     *(
         pytest.param(name, marks=pytest.mark.slow)
-        for name in ("law_search", "law_skip_bnd", "law_search_lr1e-6", "law_skip_lr1e-6")
+        for name in (
+            "law_search_intids",
+            "law_search",
+            "law_skip_bnd",
+            "law_search_lr1e-6",
+            "law_skip_lr1e-6",
+        )
     ),
 ]
 
