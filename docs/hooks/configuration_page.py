@@ -229,8 +229,9 @@ def _experiments() -> Iterator[str]:
     for path in sorted((CONF / "experiment").glob("*.yaml")):
         text = path.read_text(encoding="utf-8")
         comments = re.findall(r"^# (?!@)(.*)", text, re.MULTILINE)
-        swept = yaml.safe_load(text)["hydra"]["sweeper"]["params"]
-        yield f"| `{path.stem}` | {' '.join(comments)} | {_values(swept)} |"
+        sweep = yaml.safe_load(text).get("hydra")
+        swept = _values(sweep["sweeper"]["params"]) if sweep else "nothing by itself"
+        yield f"| `{path.stem}` | {' '.join(comments)} | {swept} |"
     yield (
         "\nAn experiment can set values for one data set, in `conf/experiment_for/<experiment>/<dataset>.yaml`:\n\n"
         "| file | sets |\n| --- | --- |"
