@@ -41,7 +41,7 @@ def main(config: DictConfig) -> Trial:
     console.print(table)
 
     known, asked = known_facts(model, tokenizer, chain(split.wash, split.keep), settings)
-    console.print(f"The model knows {len(known)} of the {asked} facts that were asked.")
+    console.print(f"{asked} facts were asked to find {len(known)} that the model knows.")
     tracing = trace(model, tokenizer, known, settings)
     table = Table(
         "layer", "exchanged", "answer lost", "answer follows", "block restored", "MLPs", "attentions",
