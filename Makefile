@@ -35,10 +35,10 @@ benchmark: $(READY)  ## measure every stage against the textbook in tests/refere
 
 test: check docs fast  ## what CI runs: style, types, the documentation, and the fast tests
 
-fast: $(READY)  ## the fast tests
-	$(BIN)/pytest
+fast: $(READY)  ## the fast tests, in two processes of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-test-slow: $(READY)  ## the tests that take minutes
+test-slow: $(READY)  ## the tests that take minutes, and those that repeat what a fast one proves
 	$(BIN)/pytest -m slow
 
 check: $(READY)  ## lint, format, types and the direction of imports
