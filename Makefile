@@ -19,7 +19,7 @@ demo: $(READY)  ## wash the small model in this repository with three methods, p
 	$(BIN)/python experiments/wash.py experiment=demo
 	$(BIN)/python experiments/table.py outputs/demo
 
-real: models  ## the same with a published model and real facts (about a quarter of an hour on two cores)
+real: models  ## the same with a published model and real facts (about 18 minutes on two cores)
 	$(BIN)/python experiments/wash.py experiment=real_demo
 	$(BIN)/python experiments/table.py outputs/real_demo
 

@@ -43,7 +43,7 @@ def describe_columns(panel: Panel, columns: Mapping[Metric, str], reported: Iter
     scored = {found[1] for key in reported if (found := re.fullmatch("reasoning/([^/]+)/acc", key))}
     guessed = ", ".join(sorted(scored - {*panel.tasks})) if panel.tasks else ""
     reasoning = f"mean accuracy on {_listed(panel.tasks)}"
-    reasoning += f"; not on {guessed}, where the unwashed model only guesses" * bool(guessed)
+    reasoning += f"; not on {guessed}, where the unwashed model cannot be told from guessing" * bool(guessed)
     meanings = MEANINGS | {"reasoning/mean": reasoning}
     sentences = [f"{title}: {meanings[m.key]}" for m, title in columns.items() if m.key in meanings]
     others = [title for metric, title in columns.items() if metric.unit != "fraction"]
