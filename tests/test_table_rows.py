@@ -185,7 +185,10 @@ def test_tasks_on_which_the_unwashed_model_guesses_do_not_count(tmp_path: Path) 
     save(tmp_path, "memit", metrics, reasoning_tasks=["a", "b"], tasks_at_chance=["b"])
     (table,) = build_report(load_sweep(tmp_path)).full
     assert column(table, "b ↑") == ["*25.0*", "*25.0*"]
-    assert "Reasoning: mean accuracy on a; not on b, where the unwashed model cannot be told from guessing." in table.legend
+    assert (
+        "Reasoning: mean accuracy on a; not on b, where the unwashed model cannot be told from guessing."
+        in table.legend
+    )
 
 
 def test_rules_of_recall_are_not_compared(tmp_path: Path) -> None:
