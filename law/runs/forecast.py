@@ -71,7 +71,7 @@ class Speed:
 
 @torch.inference_mode()
 def measured(model: PreTrainedModel, rows: int, clock: Callable[[], float] = perf_counter) -> Speed:
-    """The speed of ``model``, from a pass over one token and a pass over ``rows`` rows of :data:`LENGTH` tokens.
+    """The speed of ``model``, from a pass over one token and a pass over ``rows`` rows of ``LENGTH`` tokens.
 
     The first pass is slower and does not count. The mean of the others includes what other programs take of the cores.
     Nothing is drawn at random, and nothing is kept.
