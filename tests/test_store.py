@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from law.base.cache import Cache, content_hash, model_hash
-from law.base.files import file_hash, replacing, save_tensors, write_json, write_json_lines
+from law.base.files import file_hash, replacing, write_json, write_json_lines
 from law.base.item_cache import TensorItems, json_items
+from law.base.tensor_files import save_tensors
 from law.decoders.saving import Save, save_washed, snapshot
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import LawError
-from law.base.files import FileHashes, load_json, load_tensors, remove_partial, save_tensors, write_json
+from law.base.files import FileHashes, load_json, remove_partial, write_json
 from law.base.processes import gathered
+from law.base.tensor_files import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 

@@ -14,10 +14,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
@@ -81,23 +77,6 @@ def write_json(path: Path, value: Any) -> None:
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write a JSON object a line."""
     write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors by name, as safetensors."""
-    with replacing(path) as partial:
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial)
-
-
-def load_tensors(path: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file; ``None`` where there is none, or a damaged one, which is logged."""
-    try:
-        return load_file(path)
-    except FileNotFoundError:
-        return None
-    except SafetensorError as error:
-        log.warning("%s is damaged (%s); computing it again", path, error)
-        return None
 
 
 def load_json(path: Path) -> Any:

@@ -19,8 +19,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from law.base.cache import SECONDS, Cache, load_again
-from law.base.files import load_json, save_tensors, write_json
+from law.base.files import load_json, write_json
 from law.base.processes import gathered
+from law.base.tensor_files import save_tensors
 
 log = logging.getLogger(__name__)
 

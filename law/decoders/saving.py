@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import LawError
-from law.base.files import replacing, save_tensors
+from law.base.files import replacing
+from law.base.tensor_files import save_tensors
 
 DELTA = "delta.safetensors"
 

@@ -24,10 +24,11 @@ from transformers import PreTrainedTokenizerBase
 from law.base.cache import SECONDS, Cache, model_hash, seconds_of, tokenizer_hash
 from law.base.checks import Count, NonNegative
 from law.base.errors import LawError
-from law.base.files import FileHashes, load_tensors, save_tensors
+from law.base.files import FileHashes
 from law.base.processes import add_up, rank, world
 from law.base.progress import progress
 from law.base.settings import FILES, SAME_RESULTS
+from law.base.tensor_files import load_tensors, save_tensors
 from law.decoders.batching import Batches
 from law.decoders.prompts import positions
 from law.decoders.structure import Decoder
