@@ -158,6 +158,23 @@ def trained_lab(
     return lab
 
 
+@pytest.fixture(scope="session")
+def inputs(trained_lab: TrainedLab) -> list[str]:
+    """The overrides for a short run on this lab."""
+    return [
+        "model=local",
+        f"model.path={trained_lab.model_path}",
+        "dataset=counterfact",
+        f"dataset.path={trained_lab.facts_path}",
+        "dataset.wash=8",
+        "evaluation=lab",
+        "evaluation.fluency.prompts=4",
+        "evaluation.fluency.documents=20",
+        "evaluation.reasoning.tasks=[lab_larger]",
+        "evaluation.reasoning.limit=20",
+    ]
+
+
 @pytest.fixture
 def knowing(trained_lab: TrainedLab) -> Loaded:
     """The trained model, its tokenizer and six facts to wash."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from conftest import TrainedLab
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from whole_runs import Done, lab_inputs, runs_of, wash, wash_in_a_process
+from whole_runs import Done, runs_of, wash, wash_in_a_process
 
 from law.base.report import Report
 from law.decoders.loading import ModelSettings
@@ -24,11 +24,6 @@ from law.methods.none import Unwashed
 from law.runs.identity import Identity
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
-
-
-@pytest.fixture(scope="module")
-def inputs(trained_lab: TrainedLab) -> list[str]:
-    return lab_inputs(trained_lab)
 
 
 @pytest.mark.parametrize("run", [wash, pytest.param(wash_in_a_process, marks=pytest.mark.slow)])

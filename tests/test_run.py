@@ -17,7 +17,7 @@ import torch
 from conftest import TrainedLab
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from whole_runs import Done, lab_inputs, runs_of, wash
+from whole_runs import Done, runs_of, wash
 
 from law.base.report import Report
 from law.decoders.greedy_decoding import Recall, greedy_answers
@@ -52,11 +52,6 @@ PROMISED = {
     ),
     *("time/wash_s", "facts/known", "facts/washed"),
 }
-
-
-@pytest.fixture(scope="module")
-def inputs(trained_lab: TrainedLab) -> list[str]:
-    return lab_inputs(trained_lab)
 
 
 @pytest.fixture(scope="module")

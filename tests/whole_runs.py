@@ -11,7 +11,6 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from conftest import TrainedLab
 from hydra.core.global_hydra import GlobalHydra
 
 from law.runs import configuration
@@ -58,22 +57,6 @@ def wash_in_a_process(folder: Path, *overrides: str) -> Done:
 
 def logs(folder: Path) -> str:
     return "".join(path.read_text() for path in sorted((folder / "outputs").glob("*/*/wash.log")))
-
-
-def lab_inputs(trained_lab: TrainedLab) -> list[str]:
-    """The overrides for a short run on the tests' lab."""
-    return [
-        "model=local",
-        f"model.path={trained_lab.model_path}",
-        "dataset=counterfact",
-        f"dataset.path={trained_lab.facts_path}",
-        "dataset.wash=8",
-        "evaluation=lab",
-        "evaluation.fluency.prompts=4",
-        "evaluation.fluency.documents=20",
-        "evaluation.reasoning.tasks=[lab_larger]",
-        "evaluation.reasoning.limit=20",
-    ]
 
 
 def runs_of(folder: Path) -> list[Path]:

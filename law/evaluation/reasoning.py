@@ -106,7 +106,7 @@ def _warn_of_cut_prompts(
     """Warn of prompts that do not fit into the model: the harness cuts their beginning and does not say so."""
     if longest is None:
         return
-    texts = ["".join(part for part in request.args if isinstance(part, str)) for request in task.instances]
+    texts = [request_text(request) for request in task.instances]
     # a token covers at least one byte, so that few texts have to be tokenised
     rows = token_ids(tokenizer, [text for text in texts if len(text.encode()) > longest])
     if cut := sum(len(row) > longest + 1 for row in rows):  # the last token is predicted and not read
@@ -118,6 +118,11 @@ def _warn_of_cut_prompts(
             len(texts),
             longest,
         )
+
+
+def request_text(request: Any) -> str:
+    """The prompt of a request of the harness with its continuation, if it has one."""
+    return "".join(part for part in request.args if isinstance(part, str))
 
 
 def tasks_at_chance(unwashed: Mapping[str, Estimate], chance: Mapping[str, float]) -> list[str]:

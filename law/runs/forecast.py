@@ -26,7 +26,7 @@ from law.decoders.prompts import positions, token_ids
 from law.evaluation.fluency import generation_prompts
 from law.evaluation.knowledge import probe_sets, weighed
 from law.evaluation.known_facts import kinds_of
-from law.evaluation.reasoning import CPU_BATCH, EXAMPLES_SEED
+from law.evaluation.reasoning import CPU_BATCH, EXAMPLES_SEED, request_text
 from law.evaluation.scores import Examination, Scorer
 from law.facts.fact import Fact, FactSplit, Question, joined
 from law.facts.record_files import text_lines
@@ -160,8 +160,7 @@ def _requests(task: Any, document: Any) -> list[str]:
         document, num_fewshot=task.config.num_fewshot or 0, gen_prefix=task.doc_to_prefix(document)
     )
     found = task.construct_requests(doc=document, ctx=context, metadata=(task.config.task, 0, 1))
-    requests = found if isinstance(found, list) else [found]
-    return ["".join(part for part in request.args if isinstance(part, str)) for request in requests]
+    return [request_text(request) for request in (found if isinstance(found, list) else [found])]
 
 
 def _sample(items: Sequence[Any]) -> tuple[Sequence[Any], float]:

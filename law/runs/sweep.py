@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import product
 from pathlib import Path
 from time import monotonic
@@ -57,10 +58,8 @@ class Remaining(Callback):
         hydra = config.hydra
         if {hydra.runtime.choices[group] for group in ("hydra/launcher", "hydra/sweeper")} != {"basic"}:
             return
-        try:
+        with suppress(HydraException):  # a sweep over all options of a group: only the sweeper can list them
             self._jobs = len([*jobs(hydra.sweeper.params, hydra.overrides.task)])
-        except HydraException:  # a sweep over all options of a group: only the sweeper can list them
-            self._jobs = 0
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         self._began, self._before = self._clock(), _manifest(config)
