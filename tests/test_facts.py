@@ -15,7 +15,7 @@ from law.base.errors import LawError, shortened
 from law.base.files import FileHashes
 from law.facts.counterfact import CounterFact, read_counterfact
 from law.facts.fact import Fact, Question, facts_hash, joined
-from law.facts.source import Part, part_of
+from law.facts.source import Part, part_of, unscored
 
 
 def test_a_prompt_is_its_template_with_the_subject() -> None:
@@ -160,6 +160,30 @@ def test_validation_and_test_share_no_subject(tmp_path: Path) -> None:
         LawError, match=r"holds \d+ facts of the part validation; the configuration asks for 80"
     ):
         CounterFact(str(path), wash=80, part=Part.validation).load()
+
+
+def test_a_method_learns_from_no_subject_that_is_asked_about() -> None:
+    def fact(subject: str, **prompts: Any) -> Fact:
+        return Fact(subject, subject, "{} speaks", "French", "", **prompts)
+
+    washed = fact(
+        "Maya Lind",
+        paraphrases=("As a child, Maya Lind spoke",),
+        neighbours=(Question("Ada Byron speaks", "French"),),
+    )
+    others = [fact(name) for name in ("MAYA LIND", "Ada Byron", "Ben Holm", "Zoe Park", "Ada Byron II")]
+    free = unscored([washed], [fact("Ben Holm")], others)
+    assert [one.subject for one in free] == ["Zoe Park", "Ada Byron II"]
+
+
+def test_a_method_learns_from_the_part_that_is_drawn_from(tmp_path: Path) -> None:
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps([record(i, f"Person {i}.") for i in range(80)]), encoding="utf-8")
+    split = CounterFact(str(path), wash=5, keep=5, part=Part.validation).load()
+    assert split.unscored and {part_of(fact) for fact in split.unscored} == {Part.validation}
+    scored = {fact.id for fact in (*split.wash, *split.keep)}
+    assert scored.isdisjoint(fact.id for fact in split.unscored)
+    assert {part_of(fact) for fact in split.others} == {Part.validation, Part.test}
 
 
 def test_facts_are_drawn_from_a_list_of_ids(thirty: str, tmp_path: Path) -> None:

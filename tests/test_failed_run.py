@@ -94,6 +94,7 @@ class Failing(Unwashed):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report,
+        others: Sequence[Fact] = (),
     ) -> None:
         report({"said": "something"})
         if self.fails:

@@ -54,7 +54,7 @@ OTHERS = [
     Fact("24", "Dora {}", "{} is in".replace("{} is", "Of {}"), "Rome", "P551"),  # a brace
     Fact("25", "Emil Maya", "{} lives in", "Rome", "P551"),
 ]
-SPLIT = FactSplit([ASKED], [KEPT], OTHERS)
+SPLIT = FactSplit([ASKED], [KEPT], OTHERS, OTHERS[1:])
 
 
 @pytest.fixture
@@ -83,6 +83,7 @@ def test_a_prompt_is_a_users_turn(chatty: PreTrainedTokenizerFast) -> None:
     assert fact.neighbours == (Question(f"{before}Ada Byron speaks{BEHIND}", "French", gap=""),)
     assert fact.generation_prompts == (f"{before}Maya Lind likes{BEHIND}",)
     assert split.keep[0].generation_prompts == (f"{before}Ben Holm{BEHIND}",)  # the subject
+    assert [f.template for f in split.unscored] == [f"{before}{f.template}{BEHIND}" for f in OTHERS[1:]]
     # a context stands in the user's turn
     assert place(fact.template, ["He said. {}"], fact.lead) == [
         fact.template,

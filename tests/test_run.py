@@ -249,6 +249,7 @@ class Talker(Unwashed):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         report({"contexts": ["The. {}"], "loss": [1.0, math.nan], "step": 1})
         report({"lambda": math.inf, "why": {"because": "λ"}})

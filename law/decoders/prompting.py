@@ -101,8 +101,8 @@ def put(
         )
 
     shown = {id(example) for example in examples}
-    others = [fact for fact in split.others if id(fact) not in shown]
-    return FactSplit(*([*map(framed, facts)] for facts in (split.wash, split.keep, others))), tokenizer
+    parts = (split.wash, split.keep, split.others, split.unscored)
+    return FactSplit(*([framed(f) for f in part if id(f) not in shown] for part in parts)), tokenizer
 
 
 def _examples(split: FactSplit, count: int) -> list[Fact]:

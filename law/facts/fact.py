@@ -155,9 +155,11 @@ class FactSplit:
     """The facts that a run washes, those that it must keep, and the others of the file.
 
     The others come in the order of the draw. Those that nothing could be drawn from (``relations``, ``part`` and
-    ``ids`` of the data set) come last.
+    ``ids`` of the data set) come last. ``unscored`` are those of the others that a method may learn from
+    (:func:`~law.facts.source.unscored`).
     """
 
     wash: Sequence[Fact]
     keep: Sequence[Fact]
     others: Sequence[Fact] = ()
+    unscored: Sequence[Fact] = ()

@@ -8,9 +8,10 @@ import logging
 import random
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ from law.facts.fact import Fact, FactSplit
 from law.facts.record_files import clean, read_text
 
 log = logging.getLogger(__name__)
+
+MOST_UNSCORED = 20_000
+"""The most facts that a method may learn from."""
 
 
 class Known(Enum):
@@ -147,7 +151,9 @@ class FactSource(Checked, ABC):
         chosen = {id(fact) for fact in (*washed, *kept)}
         drawn = {id(fact) for fact in order}
         rest = [*order, *(fact for fact in everything if id(fact) not in drawn)]
-        return FactSplit(washed, kept, [fact for fact in rest if id(fact) not in chosen])
+        others = [fact for fact in rest if id(fact) not in chosen]
+        alike = others if self.part is Part.all else [fact for fact in others if part_of(fact) is self.part]
+        return FactSplit(washed, kept, others, unscored(washed, kept, alike))
 
     def _drawn_from(self) -> str:
         """What the draw is limited to, for messages."""
@@ -161,6 +167,19 @@ def part_of(fact: Fact) -> Part:
     """The part that a fact belongs to."""
     first_byte = hashlib.sha256(fact.subject.casefold().encode()).digest()[0]
     return Part.validation if first_byte < 64 else Part.test
+
+
+def unscored(washed: Sequence[Fact], kept: Sequence[Fact], others: Iterable[Fact]) -> list[Fact]:
+    """The others that a method may learn from: no scored prompt speaks of their subjects.
+
+    A subject that stands anywhere in a prompt of a washed or kept fact is left out, and so is one that stands in a
+    neighbour's prompt. The first :data:`MOST_UNSCORED` are taken, so that memory does not grow with the file.
+    """
+    asked = [q.prompt for fact in washed for q in fact.neighbours]
+    asked += [prompt for fact in (*washed, *kept) for prompt in (fact.prompt, *fact.paraphrases)]
+    text = "\n".join(asked).casefold()
+    free = (fact for fact in others if fact.subject.casefold() not in text)
+    return [*islice(free, MOST_UNSCORED)]
 
 
 def _keys(fact: Fact) -> list[tuple[str, ...]]:

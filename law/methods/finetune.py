@@ -37,6 +37,7 @@ class FineTuning(Tuning):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Fine-tune ``model`` on the prompts of ``facts``, each followed by end-of-text."""
         self.check(model)

@@ -47,6 +47,7 @@ class GradDiff(Tuning):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Fine-tune ``model`` on the negated loss of ``facts`` and the loss of the retain text."""
         self.check(model)

@@ -35,6 +35,7 @@ class GradientAscent(Tuning):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Fine-tune ``model`` on the negated loss of ``facts``."""
         self.check(model)

@@ -138,6 +138,7 @@ class LAW(Checked):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Add Δ to the down-projection of the layers in R, until no fact is recalled."""
         decoder = Decoder(model)

@@ -80,6 +80,7 @@ class MEMIT(Checked):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Add Δ to the down-projection of every layer in R."""
         self.check(model)

@@ -24,5 +24,6 @@ class Unwashed:
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Leave ``model`` as it is."""

@@ -56,6 +56,7 @@ class NPO(Tuning):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Fine-tune ``model`` on the objects of ``facts`` and on the loss of the retain text."""
         self.check(model)

@@ -29,4 +29,15 @@ class Method(Protocol):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report,
-    ) -> None: ...
+        others: Sequence[Fact] = (),
+    ) -> None:
+        """Wash ``model`` of ``facts``.
+
+        Args:
+            model: it is changed in place.
+            tokenizer: of the model.
+            facts: what the model should no longer recall.
+            report: receives what the method measures.
+            others: facts that are neither washed nor scored, for a method that learns from them what to spare.
+        """
+        ...

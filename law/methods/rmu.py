@@ -68,6 +68,7 @@ class RMU(Tuning):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Tune the down-projections of ``layers``."""
         self.check(model)

@@ -39,6 +39,7 @@ class SeUL(Tuning):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Fine-tune ``model`` on the negated loss of the objects of ``facts``."""
         self.check(model)

@@ -51,6 +51,7 @@ class WOH(Tuning):
         tokenizer: PreTrainedTokenizerBase,
         facts: Sequence[Fact],
         report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
     ) -> None:
         """Reinforce a copy of ``model``, then regress ``model`` on the logits of both."""
         self.check(model)

@@ -136,9 +136,10 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         washed, kept = _known(split.wash, answers, rule), _known(split.keep, answers, rule)
         kinds = kinds_of([*washed, *kept], [*split.wash, *split.keep, *split.others], examined.answers, rule)
         counts = count_kinds(washed, kinds)
+        others = split.unscored
         split = FactSplit(
             split.wash, split.keep
-        )  # a large file's other facts are not held while the method runs
+        )  # the rest of a large file is not held while the method runs
         log.info(
             "facts to wash that are recalled, by kind (docs/glossary.md, known fact, kinds of): %s",
             {k.removeprefix("facts/known_"): n for k, n in counts.items()},
@@ -177,7 +178,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
                 tracker.log(numbers)
 
         set_seed(seed)  # scoring has drawn from the generators, or a cache has spared it
-        job.method.wash(model, reader, washed, report)
+        job.method.wash(model, reader, washed, report, others)
     _refuse_non_finite(model)
 
     with _timed(stages, "score_after"):
