@@ -55,7 +55,7 @@ from law.runs.locating import LocateSettings, trial_washes
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
 from law.tuning.adapters import Lora
-from law.tuning.retain_text import Retain
+from law.tuning.retain import Retain, RetainSet
 
 MODEL, FACTS, TEXT, FOLDER = map(Path, sys.argv[1:])
 CARRIED = Path(lab.__file__).parent / "checkpoint"
@@ -81,7 +81,7 @@ METHODS: dict[str, Method] = {
     "grad_diff with LoRA": GradDiff(1e-3, retain=RETAIN, lora=LORA),
     "npo": NPO(1e-3, retain=RETAIN),
     "npo with LoRA": NPO(1e-3, retain=RETAIN, lora=LORA),
-    "rmu": RMU(1e-3, layers=[0, 1], steering=30.0, retain=RETAIN),
+    "rmu": RMU(1e-3, layers=[0, 1], steering=30.0, retain=RetainSet(str(TEXT), documents=20, batch_size=4)),
 }
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]
 

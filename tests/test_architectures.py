@@ -30,7 +30,7 @@ from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
 from law.tuning.adapters import Lora
-from law.tuning.retain_text import Retain
+from law.tuning.retain import Retain, RetainSet
 
 # architecture: list of blocks, down-projection, query and value projections
 PARTS = {
@@ -195,7 +195,7 @@ METHODS: dict[str, tuple[Callable[[Path], Method], bool]] = {
     "gradient difference": (lambda text: GradDiff(learning_rate=1e-3, retain=Retain(str(text))), False),
     "NPO": (lambda text: NPO(learning_rate=1e-3, retain=Retain(str(text))), False),
     "RMU": (
-        lambda text: RMU(learning_rate=1e-3, layers=LAYERS, steering=5.0, retain=Retain(str(text))),
+        lambda text: RMU(learning_rate=1e-3, layers=LAYERS, steering=5.0, retain=RetainSet(str(text))),
         True,
     ),
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from law.base.errors import LawError
 from law.methods import finetune, grad_diff, gradient_ascent, npo, rmu, seul, woh
-from law.tuning.retain_text import Retain, told_facts
+from law.tuning.retain import RetainSet, told_facts
 from law.tuning.training_rows import IGNORED, fact_rows
 
 # --- losses by hand -----------------------------------------------------------------------------
@@ -129,18 +129,18 @@ def test_documents_that_tell_a_washed_fact_are_not_retained(
     path = tmp_path / "text.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     with caplog.at_level(logging.WARNING):
-        rows = Retain(str(path), tokens=7).rows(model, tokenizer, facts)
+        rows = RetainSet(str(path), tokens=7).text_rows(model, tokenizer, facts)
     assert "1 of 4 documents" in caplog.text
     assert [row.ids for row in rows] == [tokenizer(texts[i])["input_ids"][:7] for i in (0, 2, 3)]
     assert all(row.labels == row.ids for row in rows)
 
     plain = path.with_suffix(".txt")
     plain.write_text("\n".join(texts), encoding="utf-8")
-    assert Retain(str(plain), tokens=7).rows(model, tokenizer, facts) == rows
-    assert len(Retain(str(plain), documents=1).rows(model, tokenizer, facts)) == 1
+    assert RetainSet(str(plain), tokens=7).text_rows(model, tokenizer, facts) == rows
+    assert len(RetainSet(str(plain), documents=1).text_rows(model, tokenizer, facts)) == 1
     plain.write_text(texts[1], encoding="utf-8")
     with pytest.raises(LawError, match="leaves none of its 1 documents"):
-        Retain(str(plain)).rows(model, tokenizer, facts)
+        RetainSet(str(plain)).text_rows(model, tokenizer, facts)
     path.write_text('{"text": "a"}\n["b"]\n', encoding="utf-8")
     with pytest.raises(LawError, match=r"line 2, holds no text in 'text'"):
-        Retain(str(path)).rows(model, tokenizer, facts)
+        RetainSet(str(path)).text_rows(model, tokenizer, facts)

@@ -27,7 +27,7 @@ from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.woh import WOH
 from law.tuning.adapters import Lora
-from law.tuning.retain_text import Retain
+from law.tuning.retain import Retain, RetainSet
 
 Method = FineTuning | GradientAscent | SeUL | WOH | GradDiff | NPO | RMU
 
@@ -52,7 +52,13 @@ def methods(lab: TrainedLab) -> dict[str, Method]:
         ),
         "grad_diff": GradDiff(learning_rate=3e-3, epochs=2, retain=retain),
         "npo": NPO(learning_rate=3e-3, epochs=3, retain=retain),
-        "rmu": RMU(learning_rate=1e-2, epochs=8, layers=[0, 1], steering=30.0, retain=retain),
+        "rmu": RMU(
+            learning_rate=1e-2,
+            epochs=8,
+            layers=[0, 1],
+            steering=30.0,
+            retain=RetainSet(str(lab.text_path), batch_size=4),
+        ),
     }
 
 
@@ -118,7 +124,7 @@ def test_rmu_changes_its_down_projections_alone_and_starts_on_the_retain_text_at
         autocast=autocast,
         layers=[1, 2],
         steering=30.0,
-        retain=Retain(str(trained_lab.text_path)),
+        retain=RetainSet(str(trained_lab.text_path)),
     )
     method.wash(model, tokenizer, facts, rows.append)
     assert rows[0]["retain"] == 0.0
@@ -156,7 +162,7 @@ def test_rmus_unwashed_model_is_without_dropout(
         ("npo", {"beta": 0.0}, "beta is 0.0"),
         ("npo", {"retain": Retain("nowhere.txt")}, "nowhere.txt, does not exist"),
         ("grad_diff", {"retain": Retain("nowhere.txt")}, "nowhere.txt, does not exist"),
-        ("rmu", {"retain": Retain("nowhere.txt")}, "nowhere.txt, does not exist"),
+        ("rmu", {"retain": RetainSet("nowhere.txt")}, "nowhere.txt, does not exist"),
         ("rmu", {"layers": [2, 3]}, "between 0 and 2"),
         ("rmu", {"lora": Lora(rank=8)}, "tunes down-projections"),
     ],

@@ -31,6 +31,7 @@ from law.runs.configuration import build, check_config, train_settings
 from law.runs.explanations import explain
 from law.runs.identity import reduced
 from law.runs.tracker import Mode
+from law.tuning.retain import Hold
 
 CONF = Path(__file__).parents[1] / "conf"
 TUNED = ("FineTuning", "GradientAscent", "SeUL", "WOH", "GradDiff", "NPO", "RMU")
@@ -127,7 +128,7 @@ def test_wrong_overrides_are_refused_with_a_hint(override: str, hint: str) -> No
 def test_a_mistyped_choice_is_answered_with_the_nearest() -> None:
     hints = {hint for cls in settings_classes() for hint in get_type_hints(cls).values()}
     kinds = {hint for hint in hints if isinstance(hint, type) and issubclass(hint, Enum)}
-    assert {Save, Recall, Part, Known, Selection, RowSource, Start, Iterate, Mode} == kinds
+    assert {Save, Recall, Part, Known, Selection, RowSource, Start, Iterate, Mode, Hold} == kinds
     for kind in kinds:
         config = OmegaConf.structured(make_dataclass("Settings", [("choice", kind)]))
         for member in kind:
@@ -160,7 +161,8 @@ def test_every_number_states_what_it_accepts_and_refuses_the_rest() -> None:
 ZERO_IS_MEANT = {
     "Lora.rank",  # no adapters
     "Lora.dropout",
-    *("Retain.weight", "RMU.steering", "WOH.alpha", "LAW.iterations"),  # the method without that part
+    *(f"{kept}.{weight}" for kept in ("Retain", "RetainSet") for weight in ("weight", "fact_weight")),
+    *("RMU.steering", "WOH.alpha", "LAW.iterations"),  # the method without that part
     *("TargetSettings.kl_factor", "TargetSettings.weight_decay"),
     "TargetSettings.stop_below",  # no fact stops early
     "MomentSettings.save_every",  # after every chunk

@@ -28,7 +28,7 @@ from law.methods.protocol import Method
 from law.methods.rmu import RMU
 from law.methods.woh import WOH
 from law.tuning.adapters import Lora
-from law.tuning.retain_text import Retain
+from law.tuning.retain import Retain, RetainSet
 
 FACTS = [Fact(str(i), name, "{} lives in", "Boston", "") for i, name in enumerate(("Anna", "Bert", "Carla"))]
 LORA = Lora(rank=2, dropout=0.0)
@@ -48,7 +48,7 @@ RESTORING: dict[str, Make] = {
     "memit": memit,
     "law": law,
     "rmu": lambda text: RMU(
-        learning_rate=1e-2, epochs=2, layers=[0, 1], steering=3.0, retain=Retain(str(text))
+        learning_rate=1e-2, epochs=2, layers=[0, 1], steering=3.0, retain=RetainSet(str(text))
     ),
     "woh": lambda _: WOH(learning_rate=1e-2, epochs=2, reinforce_learning_rate=1e-2),
     "woh with LoRA": lambda _: WOH(learning_rate=1e-2, epochs=2, reinforce_learning_rate=1e-2, lora=LORA),

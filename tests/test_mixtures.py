@@ -18,7 +18,7 @@ from law.methods.law import LAW
 from law.methods.memit import MEMIT
 from law.methods.protocol import Method
 from law.methods.rmu import RMU
-from law.tuning.retain_text import Retain
+from law.tuning.retain import RetainSet
 
 EXPERTS = {"moe_intermediate_size": 16, "num_experts_per_tok": 2}
 LATENT = {"q_lora_rank": 8, "kv_lora_rank": 8, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
@@ -101,7 +101,7 @@ def test_naming_the_shared_expert_does_not_make_it_the_only_path(name: str) -> N
 METHODS: dict[str, Method] = {
     "memit": MEMIT([1, 2], 1.0, MomentSettings(__file__)),
     "law": LAW(MEMIT([1, 2], 1.0, MomentSettings(__file__)), learning_rate=1e-3),
-    "rmu": RMU(1e-3, layers=[1, 2], steering=1.0, retain=Retain(__file__)),
+    "rmu": RMU(1e-3, layers=[1, 2], steering=1.0, retain=RetainSet(__file__)),
 }
 
 

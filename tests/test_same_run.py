@@ -120,7 +120,7 @@ READ = {
     *("ModelSettings.path", "CounterFact.path", "ZsRE.path", "WikiLatest.path", "Custom.path"),
     *("CounterFact.ids", "ZsRE.ids", "WikiLatest.ids", "Custom.ids"),
     *("MomentSettings.text", "MomentSettings.dataset", "MomentSettings.published"),
-    *("Retain.text", "Retain.dataset"),
+    *("Retain.text", "Retain.dataset", "RetainSet.text", "RetainSet.dataset"),
     *("FluencySettings.text", "ReasoningSettings.data"),
 }
 

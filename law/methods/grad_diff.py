@@ -1,12 +1,13 @@
 r"""Gradient difference (Liu et al. 2022, arXiv 2203.12817): gradient ascent with a retain loss.
 
-The whole text of the facts becomes less likely, as in gradient ascent. A second term keeps general text
-likely:
+The whole text of the facts becomes less likely, as in gradient ascent. A second term, R, holds what should be
+kept (:mod:`law.tuning.retain`), as published by cross-entropy on general text:
 
 .. math::
     \min_\theta\;
-    \frac{1}{|x|}\sum_{t \in x} \log p_\theta(x_t \mid x_{<t})
-    - w\,\frac{1}{|y|}\sum_{t \in y} \log p_\theta(y_t \mid y_{<t})
+    \frac{1}{|x|}\sum_{t \in x} \log p_\theta(x_t \mid x_{<t}) + w R(\theta),
+    \qquad
+    R(\theta) = -\frac{1}{|y|}\sum_{t \in y} \log p_\theta(y_t \mid y_{<t})
 
 with x the facts' text (prompt and object, as in FT-UL) and y the general text of a step.
 """
@@ -22,16 +23,16 @@ from law.base.report import Report
 from law.facts.fact import Fact
 from law.methods.gradient_ascent import loss
 from law.tuning.loop import Term, Tuning, tune
-from law.tuning.retain_text import Retain
-from law.tuning.training_rows import cross_entropy, fact_rows, token_logits
+from law.tuning.retain import Retain
+from law.tuning.training_rows import fact_rows, token_logits
 
 
 @dataclass(kw_only=True)
 class GradDiff(Tuning):
-    """Ascend the loss of the facts' text, descend that of general text.
+    """Ascend the loss of the facts' text, descend that of what is kept.
 
     Args:
-        retain: the general text and its weight w.
+        retain: what is kept, the loss that holds it, and its weight w.
     """
 
     retain: Retain
@@ -49,7 +50,7 @@ class GradDiff(Tuning):
         report: Report = lambda _: None,
         others: Sequence[Fact] = (),
     ) -> None:
-        """Fine-tune ``model`` on the negated loss of ``facts`` and the loss of the retain text."""
+        """Fine-tune ``model`` on the negated loss of ``facts`` and the retain loss."""
         self.check(model)
         forget = Term(
             "forget",
@@ -57,11 +58,5 @@ class GradDiff(Tuning):
             self.batch_size,
             lambda batch: loss(token_logits(model, batch), batch.labels),
         )
-        keep = Term(
-            "retain",
-            self.retain.rows(model, tokenizer, facts),
-            self.retain.batch_size,
-            lambda batch: cross_entropy(token_logits(model, batch), batch.labels),
-            weight=self.retain.weight,
-        )
-        tune(model, [forget, keep], self, report)
+        keep = self.retain.terms(model, tokenizer, facts, others, self.lora)
+        tune(model, [forget, *keep], self, report)

@@ -7,9 +7,9 @@ reference,
     \min_\theta\;
     \frac{2}{\beta}\,\mathbb{E}\,
     \log\Bigl(1 + \Bigl(\frac{\pi_\theta(y \mid x)}{\pi_0(y \mid x)}\Bigr)^{\beta}\Bigr)
-    - w\,\frac{1}{|z|}\sum_{t \in z} \log p_\theta(z_t \mid z_{<t})
+    + w R(\theta)
 
-with z the general text of a step. The ratio is computed over the object's whole span, for one fact at a time, as in the
+with R the retain loss (:mod:`law.tuning.retain`). The ratio is computed over the object's whole span, for one fact at a time, as in the
 paper for an answer to its question. The gradient is that of gradient ascent, times a weight that falls to zero as
 the answer becomes unlikely. Gradient ascent has no such weight and never stops. With β → 0 the two agree.
 """
@@ -29,17 +29,17 @@ from law.base.report import Report
 from law.decoders.restoring import evaluating
 from law.facts.fact import Fact
 from law.tuning.loop import Term, Tuning, tune
-from law.tuning.retain_text import Retain
-from law.tuning.training_rows import IGNORED, Batch, Row, cross_entropy, fact_rows, pad, token_logits
+from law.tuning.retain import Retain
+from law.tuning.training_rows import IGNORED, Batch, Row, fact_rows, pad, token_logits
 
 
 @dataclass(kw_only=True)
 class NPO(Tuning):
-    """Prefer anything to the objects, and keep general text.
+    """Prefer anything to the objects, and keep general text or other facts.
 
     Args:
         beta: β, how fast a forgotten fact loses its weight (0.1 in the paper).
-        retain: the general text and its weight w.
+        retain: what is kept, the loss that holds it, and its weight w.
     """
 
     beta: Positive = 0.1
@@ -58,38 +58,31 @@ class NPO(Tuning):
         report: Report = lambda _: None,
         others: Sequence[Fact] = (),
     ) -> None:
-        """Fine-tune ``model`` on the objects of ``facts`` and on the loss of the retain text."""
+        """Fine-tune ``model`` on the objects of ``facts`` and on the retain loss."""
         self.check(model)
         rows = fact_rows(tokenizer, facts, object_only=True)
         # one number a fact is all that is needed of the unwashed model, so no copy of it is kept
-        with evaluating(model):
-            reference = self._reference(model, rows)
+        before = reference_log_p(model, rows, self.batch_size)
 
         def forget(batch: Batch) -> Tensor:
             log_p = span_log_p(token_logits(model, batch), batch.labels)
-            return loss(log_p, reference[batch.index], self.beta)
+            return loss(log_p, before[batch.index], self.beta)
 
-        terms = [
-            Term("forget", rows, self.batch_size, forget, units=lambda _: 1),
-            Term(
-                "retain",
-                self.retain.rows(model, tokenizer, facts),
-                self.retain.batch_size,
-                lambda batch: cross_entropy(token_logits(model, batch), batch.labels),
-                weight=self.retain.weight,
-            ),
-        ]
-        tune(model, terms, self, report)
+        term = Term("forget", rows, self.batch_size, forget, units=lambda _: 1)
+        keep = self.retain.terms(model, tokenizer, facts, others, self.lora)
+        tune(model, [term, *keep], self, report)
 
-    @torch.no_grad()
-    def _reference(self, model: PreTrainedModel, rows: Sequence[Row]) -> Tensor:
-        """log π₀ of every row's span, (n)."""
-        found: list[Tensor] = []
-        for start in range(0, len(rows), self.batch_size):
-            part = rows[start : start + self.batch_size]
+
+@torch.no_grad()
+def reference_log_p(model: PreTrainedModel, rows: Sequence[Row], batch_size: int) -> Tensor:
+    """log π₀ of every row's span, (n), by ``model`` as it is now, without dropout."""
+    found: list[Tensor] = []
+    with evaluating(model):
+        for start in range(0, len(rows), batch_size):
+            part = rows[start : start + batch_size]
             batch = pad(part, range(start, start + len(part)), model.device)
             found.append(span_log_p(token_logits(model, batch), batch.labels))
-        return torch.cat(found)
+    return torch.cat(found)
 
 
 def span_log_p(logits: Tensor, labels: Tensor) -> Tensor:

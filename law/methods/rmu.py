@@ -30,7 +30,7 @@ from law.base.report import Report
 from law.decoders.structure import Decoder
 from law.facts.fact import Fact
 from law.tuning.loop import Term, Tuning, tune
-from law.tuning.retain_text import Retain
+from law.tuning.retain import RetainSet
 from law.tuning.training_rows import Batch, fact_rows, tokens
 
 
@@ -42,12 +42,12 @@ class RMU(Tuning):
         layers: the layers whose down-projections are tuned, in rising order; h is the output of the last one, l
             (the paper: l - 2 to l).
         steering: c, the length of the vector that the hidden states are driven to.
-        retain: the general text and its weight α.
+        retain: what is held, general text or other facts, and its weight α.
     """
 
     layers: Layers
     steering: NonNegative
-    retain: Retain
+    retain: RetainSet
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,17 +86,9 @@ class RMU(Tuning):
                 before = decoder.hidden_states(batch.ids, batch.mask, layer)
             return loss(decoder.hidden_states(batch.ids, batch.mask, layer), before, batch.mask)
 
-        terms = [
-            Term("forget", fact_rows(tokenizer, facts), self.batch_size, forget, units=tokens),
-            Term(
-                "retain",
-                self.retain.rows(model, tokenizer, facts),
-                self.retain.batch_size,
-                keep,
-                weight=self.retain.weight,
-                units=tokens,
-            ),
-        ]
+        rows = fact_rows(tokenizer, facts)
+        terms = [Term("forget", rows, self.batch_size, forget, units=tokens)]
+        terms += self.retain.terms_of(keep, model, tokenizer, facts, others, units=tokens)
         tune(model, terms, self, report, parameters=weights, copies=original)
 
 

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from law.base.checks import Count, NonNegative, Positive
 from law.base.report import Report
 from law.facts.fact import Fact
-from law.tuning.adapters import adapters_off
 from law.tuning.loop import Term, Tuning, tune
+from law.tuning.reference import Reference
 from law.tuning.training_rows import Batch, cross_entropy, fact_rows, token_logits, tokens
 
 
@@ -65,16 +65,16 @@ class WOH(Tuning):
         )
         stronger = replace(self, learning_rate=self.reinforce_learning_rate, epochs=self.reinforce_epochs)
         tune(reinforced, [reinforcing], stronger, report, copies=[*model.parameters()])
-        # adapters can be turned off, so that the tuned model is its own original: a copy less in memory
-        original = copy.deepcopy(model) if not self.lora.rank else model
+        original = Reference(model, self.lora)
 
         def regression(batch: Batch) -> Tensor:
-            with torch.no_grad(), adapters_off(original):
-                v_0, v_plus = token_logits(original, batch), token_logits(reinforced, batch)
-            return loss(token_logits(model, batch), target(v_0, v_plus, self.alpha), batch.mask)
+            with torch.no_grad():
+                v_plus = token_logits(reinforced, batch)
+            wanted = target(original.logits(batch), v_plus, self.alpha)
+            return loss(token_logits(model, batch), wanted, batch.mask)
 
         term = Term("loss", rows, self.batch_size, regression, units=tokens)
-        tune(model, [term], self, report, copies=None if self.lora.rank else [*original.parameters()])
+        tune(model, [term], self, report, copies=original.copies)
 
 
 def target(v_0: Tensor, v_plus: Tensor, alpha: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""What the gradient methods share: the training loop, the rows it trains on, the retain text.
+"""What the gradient methods share: the training loop, the rows it trains on, what they retain.
 
 May import: base, facts, decoders.
 """

@@ -66,6 +66,11 @@ def token_logits(model: PreTrainedModel, batch: Batch) -> Tensor:
     return model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits
 
 
+def predicted_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """The logits of each predicted token, (units, vocabulary) in float32, from (b, t, vocabulary), labels (b, t)."""
+    return logits[:, :-1][labels[:, 1:] != IGNORED].float()
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """−log p(x_t | x_<t) of each predicted token, (units), from logits (b, t, vocabulary), labels (b, t)."""
     wanted = labels[:, 1:].flatten()
