@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import Recall, greedy_answers, recalled, recalls
 from law.decoders.loading import ModelSettings, load_model
+from law.decoders.prompts import refusing_tokens
 from law.evaluation.likelihood import object_log_probs, text_log_probs
 from law.facts.counterfact import CounterFact
 from law.facts.fact import Question
@@ -71,6 +72,25 @@ def test_answers_end_at_end_of_text(
     with torch.no_grad():
         tiny_model.lm_head.bias[end] += 100
     assert greedy_answers(tiny_model, tiny_tokenizer, PROMPTS, batch_size=2) == [""] * 7
+
+
+def test_a_banned_token_begins_no_answer_and_may_follow(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """With end-of-text the likeliest token everywhere, each answer is its first token that is not banned."""
+    banned = refusing_tokens(tiny_model, tiny_tokenizer)
+    assert [*map(tiny_tokenizer.decode, banned)] == [tiny_tokenizer.eos_token, " "]
+    with torch.no_grad():
+        tiny_model.lm_head.bias[banned] += torch.tensor([200.0, 100.0])
+        rows = [tiny_tokenizer(prompt, return_tensors="pt")["input_ids"] for prompt in PROMPTS]
+        second = [tiny_model(input_ids=row).logits[0, -1].argsort()[-3].item() for row in rows]
+    assert greedy_answers(tiny_model, tiny_tokenizer, PROMPTS, 2) == [""] * 7
+    unrefused = [tiny_tokenizer.decode([token]) for token in second]
+    assert greedy_answers(tiny_model, tiny_tokenizer, PROMPTS, 2, banned=banned) == unrefused
+    asked = [Question(p, answer.strip() or "x") for p, answer in zip(PROMPTS, unrefused, strict=True)]
+    expected = [recalls(answer, q.object) for answer, q in zip(unrefused, asked, strict=True)]
+    assert recalled(tiny_model, tiny_tokenizer, asked, 2, banned=banned) == expected and any(expected)
+    assert not any(recalled(tiny_model, tiny_tokenizer, asked, 2))
 
 
 @torch.no_grad()

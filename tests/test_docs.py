@@ -144,8 +144,9 @@ def test_the_metric_of_the_docs_is_measured_and_documented(monkeypatch: pytest.M
     log_probs = {
         probe.question: -1.0 for probes in knowledge.probe_sets(facts, [], {}).values() for probe in probes
     }
-    before = Replies(dict.fromkeys(questions, "New York"), log_probs)
-    after = Replies(dict(zip(questions, ("new to the York", "the city of New York"), strict=True)), log_probs)
+    known = dict.fromkeys(questions, "New York")
+    washed = dict(zip(questions, ("new to the York", "the city of New York"), strict=True))
+    before, after = Replies(known, log_probs, known), Replies(washed, log_probs, washed)
     found = knowledge_metrics(facts, [], {}, before, after)
     assert (found["forget/first_word_before"], found["forget/first_word"]) == (1.0, 0.5)
     assert metrics.describe("forget/first_word_stderr").title == "forget first word s.e."

@@ -167,10 +167,16 @@ AFTER = {
 
 
 def replies(answers: dict[str, str], *log_probs: float) -> Replies:
-    """Log-probabilities of the washed questions, the paraphrases, and the kept questions, in order."""
+    """Log-probabilities of the washed questions, the paraphrases, and the kept questions, in order.
+
+    An answer that is empty recalls the object once it may not begin with end-of-text.
+    """
     sets = probe_sets([ANNA, BEN], [ANNAS_PIANO, CLEO, DORA, EMIL], {})
     probes = [*sets["forget/"], *sets["forget/paraphrase_"], *sets["retain/"]]
-    return Replies(answers, {p.question: value for p, value in zip(probes, log_probs, strict=True)})
+    unrefused = {fact.prompt: answers[fact.prompt] or f" {fact.object}" for fact in (ANNA, BEN)}
+    return Replies(
+        answers, {p.question: value for p, value in zip(probes, log_probs, strict=True)}, unrefused
+    )
 
 
 def test_knowledge_metrics() -> None:
@@ -186,6 +192,8 @@ def test_knowledge_metrics() -> None:
             "facts/kept_same_subject": 1,
             "forget/accuracy_before": 1,
             "forget/accuracy": 1 / 2,
+            "forget/unrefused_accuracy_before": 1,
+            "forget/unrefused_accuracy": 1,  # Anna's French was silenced
             "forget/qa_f1_before": 3 / 4,
             "forget/qa_f1": 1 / 2,
             "forget/exact_match_before": 1 / 2,
@@ -238,8 +246,9 @@ def clustered(washed: list[Fact], kept: list[Fact], lost: set[str]) -> dict[str,
     probes = [probe for probes in probe_sets(washed, kept, {}).values() for probe in probes]
     questions = {probe.question for probe in probes}
     likely = dict.fromkeys(questions, -1.0)
-    before = Replies({q.prompt: q.object for q in questions}, likely)
-    after = Replies({q.prompt: "" if q.prompt in lost else q.object for q in questions}, likely)
+    right = {q.prompt: q.object for q in questions}
+    before = Replies(right, likely, right)
+    after = Replies({q.prompt: "" if q.prompt in lost else q.object for q in questions}, likely, right)
     return knowledge_metrics(washed, kept, {}, before, after)
 
 
@@ -294,26 +303,28 @@ def test_a_neighbour_is_left_out_only_if_its_own_words_name_a_washed_subject() -
 def test_accuracy_follows_the_rule_of_recall() -> None:
     washed = [Fact("0", "Anna", "{} has", "1", "", ("Of Anna:",))]
     log_probs = {Question("Anna has", "1"): -1.0, Question("Of Anna:", "1"): -1.0}
-    before = Replies({"Anna has": " 1 son", "Of Anna:": " 1"}, log_probs)
-    after = Replies({"Anna has": " 1000 sons", "Of Anna:": " 10, 1"}, log_probs)
+    one, thousand = {"Anna has": " 1 son", "Of Anna:": " 1"}, {"Anna has": " 1000 sons", "Of Anna:": " 10, 1"}
+    before, after = Replies(one, log_probs, one), Replies(thousand, log_probs, thousand)
     found = {}
     for rule in Recall:
         pair = (replace(each, recall=rule) for each in (before, after))
         metrics = knowledge_metrics(washed, [], {}, *pair)
-        found[rule] = metrics["forget/accuracy"], metrics["forget/paraphrase_accuracy"]
-    assert found == {Recall.substring: (1, 1), Recall.whole_word: (0, 1)}
+        named = ("accuracy", "unrefused_accuracy", "paraphrase_accuracy")
+        found[rule] = tuple(metrics[f"forget/{name}"] for name in named)
+    assert found == {Recall.substring: (1, 1, 1), Recall.whole_word: (0, 0, 1)}
 
 
 def test_a_metric_over_nothing_is_left_out() -> None:
     washed = [Fact("0", "Anna", "{} speaks", "French", "P103")]
     known = {Question("Anna speaks", "French"): -1.0, Question("Dora competes in", "chess"): -1.0}
-    before, after = Replies(BEFORE, known), Replies(AFTER, known)
+    before, after = Replies(BEFORE, known, BEFORE), Replies(AFTER, known, AFTER)
 
     def keys(kept: list[Fact]) -> set[str]:
         metrics = knowledge_metrics(washed, kept, {}, before, after)
         return {key for key in metrics if not key.endswith(("_before", "_n"))}
 
     counts = {"facts/washed", "facts/kept", "facts/kept_same_subject"}
-    forget = {f"forget/{measure}" for measure in ("accuracy", "qa_f1", "exact_match", "log_prob")}
+    measures = ("accuracy", "unrefused_accuracy", "qa_f1", "exact_match", "log_prob")
+    forget = {f"forget/{measure}" for measure in measures}
     assert keys([]) == counts | forget
     assert keys([DORA]) == counts | forget | {"retain/accuracy", "retain/log_prob"}

@@ -16,11 +16,12 @@ from small import all_targets
 
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import Recall, recalled_facts
+from law.decoders.prompts import end_of_text_target
 from law.decoders.structure import Decoder
 from law.editing.keys import subject_keys, subject_outputs
 from law.editing.least_squares import System, add_update, norm
 from law.editing.second_moments import MomentSettings
-from law.editing.target_values import TargetSettings, end_of_text_target
+from law.editing.target_values import TargetSettings
 from law.methods.law import LAW, SearchWindow, ascend
 from law.methods.memit import MEMIT, prepare
 from law.methods.none import Unwashed

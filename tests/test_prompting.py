@@ -19,11 +19,11 @@ from law.base.errors import LawError
 from law.decoders.greedy_decoding import greedy_answers
 from law.decoders.loading import ModelSettings
 from law.decoders.prompting import Prompting, put
-from law.decoders.prompts import answered_prompts, end_tokens, subject_prompt, token_ids
+from law.decoders.prompts import answered_prompts, end_of_text_target, end_tokens, subject_prompt, token_ids
 from law.decoders.saving import Save
 from law.editing.keys import place
 from law.editing.second_moments import MomentSettings
-from law.editing.target_values import TargetSettings, end_of_text_target
+from law.editing.target_values import TargetSettings
 from law.evaluation.fluency import FluencySettings
 from law.evaluation.knowledge import probe_sets
 from law.evaluation.scores import EvaluationSettings

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from law.base.cache import Cache
 from law.base.errors import LawError
 from law.decoders.batching import Batches
+from law.decoders.prompts import end_of_text_target
 from law.decoders.structure import Decoder
 from law.editing import target_rows as shift
 from law.editing import target_values as targets_module
@@ -180,7 +181,7 @@ def test_reading_the_prefix_once_changes_nothing(
 ) -> None:
     """Losses and gradients as with rows run from their first token on, windows shorter than a prompt included."""
     decoder = Decoder(random_model(name, vocab_size=len(tiny_tokenizer)).requires_grad_(False))
-    target = torch.tensor(targets_module.end_of_text_target(tiny_tokenizer))
+    target = torch.tensor(end_of_text_target(tiny_tokenizer))
     asked = [targets_module._ask(decoder, tiny_tokenizer, fact, CONTEXTS) for fact in FACTS]
     delta = torch.randn(len(FACTS), 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
 

@@ -125,13 +125,14 @@ def test_script_prints_all_columns_on_demand(
     assert "arc_easy" in out.partition("\n\n")[0] and "4.0 ± 2.0" in out and "--full" not in out
 
 
-def test_the_demos_short_table_fits_in_a_hundred_columns(
+def test_the_demos_short_table_fits_in_the_width_of_a_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The widest numbers that the four rows of the demo have had."""
-    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.delenv("COLUMNS", raising=False)
     keys = (
-        "forget/accuracy forget/paraphrase_accuracy retain/accuracy retain/neighbour_accuracy reasoning/mean"
+        "forget/accuracy forget/unrefused_accuracy forget/paraphrase_accuracy retain/accuracy "
+        "retain/neighbour_accuracy reasoning/mean"
     )
     for method, value, perplexity, error, time in [
         ("none", 1.0, 3.53, 0.08, 0.0),
@@ -144,7 +145,7 @@ def test_the_demos_short_table_fits_in_a_hundred_columns(
     execute(monkeypatch, tmp_path)
     lines = capsys.readouterr().out.partition("Left:")[0].splitlines()
     assert sum("gradient_ascent" in line for line in lines) == 1  # not in two parts
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 120
 
 
 def test_script_in_a_narrow_terminal(

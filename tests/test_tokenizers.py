@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerFast
 
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import greedy_answers
-from law.decoders.prompts import subject_prompt
+from law.decoders.prompts import end_of_text_target, subject_prompt
 from law.decoders.structure import Decoder
 from law.editing.contexts import OPENINGS, generate_contexts
-from law.editing.target_values import TargetSettings, end_of_text_target
+from law.editing.target_values import TargetSettings
 from law.facts.fact import Fact
 
 

@@ -50,13 +50,18 @@ def greedy_answers(
     prompts: Sequence[str],
     batch_size: int | None = None,
     description: str = "answers",
+    banned: Sequence[int] = (),
 ) -> list[str]:
     """The text of ``NEW_TOKENS`` greedily decoded tokens after each prompt, up to an end-of-text or the end of
     a turn (:func:`~law.decoders.prompts.end_tokens`).
 
-    ``batch_size`` is in prompts; ``None`` measures it.
+    Args:
+        batch_size: prompts read at once; ``None`` measures it.
+        banned: tokens that no answer begins with. :func:`~law.decoders.prompts.refusing_tokens` gives those by which a
+            washed model refuses to answer.
     """
-    return [*_decode(model, tokenizer, prompts, len(prompts), batch_size, description, lambda _, __: False)]
+    settled = lambda _, __: False  # noqa: E731
+    return [*_decode(model, tokenizer, prompts, len(prompts), batch_size, description, settled, banned)]
 
 
 def recalled(
@@ -65,6 +70,7 @@ def recalled(
     asked: Sequence[Fact | Question],
     batch_size: int | None = None,
     rule: Recall = Recall.substring,
+    banned: Sequence[int] = (),
 ) -> list[bool]:
     """Whether each object is recalled after its prompt: :func:`greedy_answers`, ended once that is settled.
 
@@ -78,6 +84,7 @@ def recalled(
         batch_size,
         "recalled",
         lambda i, answer: rule is Recall.substring and recalls(answer, asked[i].object),
+        banned,
     )
     return [recalls(answer, each.object, rule) for answer, each in zip(answers, asked, strict=True)]
 
@@ -113,6 +120,7 @@ def _decode(
     batch_size: int | None,
     description: str,
     settled: Callable[[int, str], bool],
+    banned: Sequence[int],
 ) -> Iterator[str]:
     """The answer to each of ``total`` prompts, up to where ``settled(index, text so far)`` is true, in their order.
 
@@ -137,7 +145,7 @@ def _decode(
                 def answer(batch: list[int], rows: list[list[int]] = rows, first: int = first) -> list[str]:
                     ids = torch.tensor([rows[i] for i in batch], device=model.device)
                     return _continue(
-                        model, tokenizer, ids, lambda at, so_far: settled(first + batch[at], so_far)
+                        model, tokenizer, ids, lambda at, so_far: settled(first + batch[at], so_far), banned
                     )
 
                 own = mine(same)
@@ -156,6 +164,7 @@ def _continue(
     tokenizer: PreTrainedTokenizerBase,
     ids: torch.Tensor,
     settled: Callable[[int, str], bool],
+    banned: Sequence[int],
 ) -> list[str]:
     """The answers to the rows of ``ids`` (b, t). A row that is done leaves the batch."""
     ends = end_tokens(model, tokenizer)
@@ -163,10 +172,13 @@ def _continue(
     texts = [""] * len(ids)
     left = list(range(len(ids)))
     cache = None
-    for _ in range(NEW_TOKENS):
+    for step in range(NEW_TOKENS):
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
-        likeliest = output.logits[:, -1].argmax(-1)  # (rows left)
+        logits = output.logits[:, -1]  # (rows left, vocabulary)
+        if step == 0:
+            logits[:, [*banned]] = -torch.inf
+        likeliest = logits.argmax(-1)  # (rows left)
         staying = []
         for place, (row, token) in enumerate(zip(left, likeliest.tolist(), strict=True)):
             if token in ends:

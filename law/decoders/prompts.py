@@ -131,6 +131,36 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     return sorted({token for token in ends if token is not None})
 
 
+def end_of_text_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens of " <|endoftext|>" after a word: a space, where the tokenizer keeps one, and end-of-text.
+
+    This is the paper's target, and the same behind every prompt. It has its space behind a prompt whose script is
+    written without spaces as well, although an object has none there (:func:`~law.facts.fact.joined`).
+    Without the word, a SentencePiece tokenizer would put its own space before that one.
+
+    Raises:
+        LawError: the tokenizer has no end-of-text token.
+    """
+    if tokenizer.eos_token is None:
+        raise LawError(
+            f"{type(tokenizer).__name__} has no end-of-text token, which facts are washed towards; expected one. "
+            "Set tokenizer.eos_token."
+        )
+    word, whole = (
+        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("is", f"is {tokenizer.eos_token}")
+    )
+    return [*whole[len(word) : -1], tokenizer.eos_token_id]
+
+
+def refusing_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens by which a washed model refuses to answer: those of :func:`end_of_text_target` and :func:`end_tokens`.
+
+    Where the first token of an object is the space alone, as in some SentencePiece vocabularies, that space is one of
+    them.
+    """
+    return sorted({*end_of_text_target(tokenizer), *end_tokens(model, tokenizer)})
+
+
 def check_length(model: PreTrainedModel, tokens: int, what: str) -> None:
     """Refuse ``what``, of so many tokens, where the model has fewer positions.
 

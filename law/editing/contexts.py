@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from law.decoders.prompts import end_tokens
-from law.editing.target_values import end_of_text_target
+from law.decoders.prompts import end_of_text_target, end_tokens
 
 OPENINGS = ("The", "Therefore", "Because", "I", "You")
 NEW_TOKENS = 10

@@ -29,13 +29,13 @@ from transformers import PreTrainedTokenizerBase
 
 from law.base.cache import Cache, model_hash, tokenizer_hash
 from law.base.checks import Checked, Count, NonNegative, Positive
-from law.base.errors import LawError, shortened
+from law.base.errors import shortened
 from law.base.item_cache import TensorItems
 from law.base.processes import add_up, mine
 from law.base.progress import progress
 from law.base.settings import SAME_RESULTS, counting
 from law.decoders.batching import Batches
-from law.decoders.prompts import SubjectPrompt, check_length, subject_prompt
+from law.decoders.prompts import SubjectPrompt, check_length, end_of_text_target, subject_prompt
 from law.decoders.structure import Decoder
 from law.editing.keys import place
 from law.editing.target_rows import Batch
@@ -117,27 +117,6 @@ class Targets:
             found[here] = values
         assert found is not None  # there is at least one fact
         return found
-
-
-def end_of_text_target(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens of " <|endoftext|>" after a word: a space, where the tokenizer keeps one, and end-of-text.
-
-    This is the paper's target, and the same behind every prompt. It has its space behind a prompt whose script is
-    written without spaces as well, although an object has none there (:func:`~law.facts.fact.joined`).
-    Without the word, a SentencePiece tokenizer would put its own space before that one.
-
-    Raises:
-        LawError: the tokenizer has no end-of-text token.
-    """
-    if tokenizer.eos_token is None:
-        raise LawError(
-            f"{type(tokenizer).__name__} has no end-of-text token, which facts are washed towards; expected one. "
-            "Set tokenizer.eos_token."
-        )
-    word, whole = (
-        tokenizer(text, add_special_tokens=False)["input_ids"] for text in ("is", f"is {tokenizer.eos_token}")
-    )
-    return [*whole[len(word) : -1], tokenizer.eos_token_id]
 
 
 def target_values(

@@ -26,16 +26,23 @@ class Replies:
         answers: for each prompt the text of ten greedy tokens.
         log_probs: for each question the mean log-probability of its object's tokens, in nats
             (:mod:`law.evaluation.likelihood`).
+        unrefused: as ``answers``, where the first token must be none of
+            :func:`~law.decoders.prompts.refusing_tokens`.
         recall: when an answer counts as right.
     """
 
     answers: Mapping[str, str]
     log_probs: Mapping[Question, float]
+    unrefused: Mapping[str, str]
     recall: Recall = Recall.substring
 
     def right(self, question: Question) -> bool:
         """Whether the answer to a question recalls its object."""
         return recalls(self.answers[question.prompt], question.object, self.recall)
+
+    def right_unrefused(self, question: Question) -> bool:
+        """Whether the answer that may not begin by refusing recalls the object."""
+        return recalls(self.unrefused[question.prompt], question.object, self.recall)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +86,14 @@ def _answer(measure: Callable[[str, str], float]) -> Callable[[Question, Replies
 
 MEASURES: dict[str, Callable[[Question, Replies], float]] = {
     "accuracy": lambda question, replies: replies.right(question),
+    "unrefused_accuracy": lambda question, replies: replies.right_unrefused(question),
     "qa_f1": _answer(qa_f1),
     "exact_match": _answer(exact_match),
     "log_prob": lambda question, replies: replies.log_probs[question],
 }
 
 REPORTED = {
-    "forget/": ("accuracy", "qa_f1", "exact_match", "log_prob"),
+    "forget/": ("accuracy", "unrefused_accuracy", "qa_f1", "exact_match", "log_prob"),
     "forget/paraphrase_": ("accuracy", "qa_f1", "exact_match", "log_prob"),
     "retain/": ("accuracy", "log_prob"),
     "retain/same_subject_": ("accuracy",),
@@ -128,8 +136,16 @@ def probe_sets(
 
 def weighed(sets: Mapping[str, Sequence[Probe]]) -> set[Question]:
     """The questions of these sets whose objects' log-probabilities are reported."""
-    named = (name for name in sets if "log_prob" in REPORTED[name])
-    return {probe.question for name in named for probe in sets[name]}
+    return _measured(sets, "log_prob")
+
+
+def unrefusing(sets: Mapping[str, Sequence[Probe]]) -> set[str]:
+    """The prompts of these sets that are also asked without the tokens that refuse."""
+    return {question.prompt for question in _measured(sets, "unrefused_accuracy")}
+
+
+def _measured(sets: Mapping[str, Sequence[Probe]], measure: str) -> set[Question]:
+    return {probe.question for name in sets if measure in REPORTED[name] for probe in sets[name]}
 
 
 def _asked(facts: Sequence[Fact]) -> list[Probe]:

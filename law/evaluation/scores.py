@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from law.base.item_cache import json_items, kept_items
 from law.base.settings import SAME_RESULTS
 from law.decoders import greedy_decoding
 from law.decoders.greedy_decoding import Recall, greedy_answers
-from law.decoders.prompts import end_tokens
+from law.decoders.prompts import end_tokens, refusing_tokens
 from law.evaluation import fluency, likelihood, reasoning
 from law.evaluation.estimates import Estimate, entries
 from law.evaluation.fluency import (
@@ -26,7 +26,7 @@ from law.evaluation.fluency import (
     sample_texts,
     text_metrics,
 )
-from law.evaluation.knowledge import Replies, knowledge_metrics, probe_sets, weighed
+from law.evaluation.knowledge import Replies, knowledge_metrics, probe_sets, unrefusing, weighed
 from law.evaluation.known_facts import Kind
 from law.evaluation.likelihood import object_log_probs
 from law.evaluation.reasoning import mean_accuracy, score_reasoning, tasks_at_chance
@@ -117,20 +117,30 @@ class Examination:
         self._settings, self._tasks = scorer.settings, scorer.tasks
         self._model, self._tokenizer, self._cache = model, tokenizer, cache
         self._key = {"model": self.hash, "tokenizer": tokenizer_hash(tokenizer)}
+        self._refusing = refusing_tokens(model, tokenizer)
         self._answers: dict[str, str] = {}
 
     def answers(self, prompts: Sequence[str]) -> Mapping[str, str]:
         """The greedy answers to these prompts and to all that were asked before, by prompt."""
         new = sorted(set(prompts) - self._answers.keys())
-        found = json_items(
+        self._answers |= zip(new, self._ask(new, []), strict=True)
+        return self._answers
+
+    def unrefused(self, prompts: Collection[str]) -> Mapping[str, str]:
+        """The greedy answers to these prompts that begin with no token that refuses, by prompt."""
+        asked = sorted(prompts)
+        return dict(zip(asked, self._ask(asked, self._refusing), strict=True))
+
+    def _ask(self, prompts: Sequence[str], banned: Sequence[int]) -> list[str]:
+        return json_items(
             self._cache,
             "answers",
-            self._answers_key(),
-            new,
-            lambda asked: greedy_answers(self._model, self._tokenizer, asked, self._settings.batch_size),
+            self._answers_key(banned),
+            prompts,
+            lambda asked: greedy_answers(
+                self._model, self._tokenizer, asked, self._settings.batch_size, banned=banned
+            ),
         )
-        self._answers |= zip(new, found, strict=True)
-        return self._answers
 
     def scores(self, washed: Sequence[Fact], kept: Sequence[Fact], kinds: Mapping[Fact, Kind]) -> Scores:
         """All scores, for facts to wash and facts to keep that the unwashed model knows, with their kinds."""
@@ -147,7 +157,12 @@ class Examination:
                 self._model, self._tokenizer, [by_text[text] for text in texts], self._settings.batch_size
             ),
         )
-        replies = Replies(answers, dict(zip(questions, log_probs, strict=True)), self._settings.recall)
+        replies = Replies(
+            answers,
+            dict(zip(questions, log_probs, strict=True)),
+            self.unrefused(unrefusing(sets)),
+            self._settings.recall,
+        )
         return Scores(replies, self._texts(washed), self._perplexity(), self._reasoning())
 
     def _texts(self, washed: Sequence[Fact]) -> dict[str, str]:
@@ -185,7 +200,12 @@ class Examination:
 
     def kept_answers(self) -> Mapping[str, str]:
         """All answers that the cache holds, by prompt."""
-        return kept_items(self._cache, "answers", self._answers_key())
+        return kept_items(self._cache, "answers", self._answers_key([]))
+
+    def not_asked_unrefused(self, prompts: Collection[str]) -> list[str]:
+        """Those of the prompts whose answer without the tokens that refuse the cache does not hold."""
+        kept = kept_items(self._cache, "answers", self._answers_key(self._refusing))
+        return [prompt for prompt in prompts if prompt not in kept]
 
     def not_weighed(self, questions: Iterable[Question]) -> list[Question]:
         """Those of the questions whose log-probabilities the cache does not hold."""
@@ -203,9 +223,10 @@ class Examination:
         paths = {name: self._cache.path(name, key, "json") for name, key in keys.items()}
         return {name for name, path in paths.items() if path is not None and path.exists()}
 
-    def _answers_key(self) -> dict[str, Any]:
+    def _answers_key(self, banned: Sequence[int]) -> dict[str, Any]:
         ends = end_tokens(self._model, self._tokenizer)
-        return self._key | {"version": greedy_decoding.VERSION, "ends": ends}
+        key = self._key | {"version": greedy_decoding.VERSION, "ends": ends}
+        return key | {"banned": banned} if banned else key
 
     def _log_probs_key(self) -> dict[str, Any]:
         return self._key | {"version": likelihood.VERSION}

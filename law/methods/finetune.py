@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.checks import Count
 from law.base.report import Report
-from law.editing.target_values import end_of_text_target
+from law.decoders.prompts import end_of_text_target
 from law.facts.fact import Fact
 from law.tuning.loop import Term, Tuning, tune
 from law.tuning.training_rows import Row, cross_entropy, token_logits

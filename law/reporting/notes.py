@@ -14,6 +14,7 @@ from law.reporting.sweep import Setup, Sweep
 
 MEANINGS = {
     "forget/accuracy": "washed facts that the model still recalls",
+    "forget/unrefused_accuracy": "washed facts recalled when the answer may not begin with end-of-text",
     "forget/qa_f1": "overlap in words (F1) of the answers with the washed objects",
     "forget/paraphrase_accuracy": "washed facts still recalled when asked in other words",
     "retain/accuracy": "other facts that the model still recalls",

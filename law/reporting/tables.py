@@ -20,6 +20,7 @@ ARROWS = {"higher": "↑", "lower": "↓"}
 
 SHORT = {
     "forget/accuracy": "left",
+    "forget/unrefused_accuracy": "unrefused",
     "forget/paraphrase_accuracy": "paraphrase",
     "retain/accuracy": "kept",
     "retain/neighbour_accuracy": "neighbours",
@@ -31,6 +32,7 @@ SHORT = {
 
 FULL = (
     "forget/accuracy",
+    "forget/unrefused_accuracy",
     "forget/qa_f1",
     "forget/paraphrase_accuracy",
     "retain/accuracy",

@@ -24,7 +24,7 @@ from law.base.progress import duration
 from law.decoders.greedy_decoding import NEW_TOKENS, recalls
 from law.decoders.prompts import positions, token_ids
 from law.evaluation.fluency import generation_prompts
-from law.evaluation.knowledge import probe_sets, weighed
+from law.evaluation.knowledge import probe_sets, unrefusing, weighed
 from law.evaluation.known_facts import kinds_of
 from law.evaluation.reasoning import CPU_BATCH, EXAMPLES_SEED, request_text
 from law.evaluation.scores import Examination, Scorer
@@ -205,7 +205,7 @@ def forecast(
 
     sets = probe_sets(washed, spared, kinds_of([*washed, *spared], [*facts, *split.others], note, rule))
     probes = {probe.question.prompt for found in sets.values() for probe in found}
-    questions = [*weighed(sets)]
+    questions, banned = [*weighed(sets)], [*unrefusing(sets)]
     whole = {
         "texts": counting.texts(washed),
         "perplexity": counting.perplexity(),
@@ -214,9 +214,11 @@ def forecast(
 
     asking = counting.answers([*asked - kept.keys()]) + counting.answers([*others - asked - kept.keys()])
     before = counting.answers([*probes - asked - others - kept.keys()])
+    before += counting.answers(examined.not_asked_unrefused(banned))
     before += counting.log_probs(examined.not_weighed(questions))
     before = sum((whole[name] for name in whole.keys() - examined.holds(washed)), before)
-    after = sum(whole.values(), counting.answers([*probes]) + counting.log_probs(questions))
+    asked_after = counting.answers([*probes]) + counting.answers(banned)
+    after = sum(whole.values(), asked_after + counting.log_probs(questions))
     stages = (asking, before, Work() if isinstance(method, Unwashed) else after)
 
     tokens = sum(stages, Work()).tokens
