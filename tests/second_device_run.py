@@ -39,9 +39,11 @@ from law.evaluation.fluency import FluencySettings
 from law.evaluation.reasoning_tasks import ReasoningSettings
 from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import CounterFact
+from law.methods.dpo import DPO
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
 from law.methods.gradient_ascent import GradientAscent
+from law.methods.jensun import JensUn
 from law.methods.law import LAW, Iterate, ascend
 from law.methods.memit import MEMIT
 from law.methods.none import Unwashed
@@ -49,6 +51,8 @@ from law.methods.npo import NPO
 from law.methods.protocol import Method
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
+from law.methods.simnpo import SimNPO
+from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
 from law.runs.identity import Identity
 from law.runs.locating import LocateSettings, trial_washes
@@ -81,6 +85,15 @@ METHODS: dict[str, Method] = {
     "grad_diff with LoRA": GradDiff(1e-3, retain=RETAIN, lora=LORA),
     "npo": NPO(1e-3, retain=RETAIN),
     "npo with LoRA": NPO(1e-3, retain=RETAIN, lora=LORA),
+    "simnpo": SimNPO(1e-3, epochs=1, retain=RETAIN),
+    "simnpo with LoRA": SimNPO(1e-3, epochs=1, retain=RETAIN, lora=LORA),
+    "undial": UNDIAL(1e-3, epochs=1, retain=RETAIN),
+    "undial with LoRA": UNDIAL(1e-3, epochs=1, retain=RETAIN, lora=LORA),
+    # by JS the gradient on the retained text begins as rounding alone, whose sign Adam's first step takes
+    "jensun": JensUn(1e-3, epochs=1, retain=RETAIN),
+    "jensun with LoRA": JensUn(1e-3, epochs=1, retain=RETAIN, lora=LORA),
+    "dpo": DPO(1e-3, epochs=1, retain=RETAIN),
+    "dpo with LoRA": DPO(1e-3, epochs=1, retain=RETAIN, lora=LORA),
     "rmu": RMU(1e-3, layers=[0, 1], steering=30.0, retain=RetainSet(str(TEXT), documents=20, batch_size=4)),
 }
 Load = Callable[[], tuple[PreTrainedModel, PreTrainedTokenizerBase]]

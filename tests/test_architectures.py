@@ -19,18 +19,22 @@ from law.decoders.structure import Decoder
 from law.editing.second_moments import MomentSettings
 from law.editing.target_values import TargetSettings
 from law.facts.fact import Fact
+from law.methods.dpo import DPO
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
 from law.methods.gradient_ascent import GradientAscent
+from law.methods.jensun import JensUn
 from law.methods.law import LAW
 from law.methods.memit import MEMIT
 from law.methods.npo import NPO
 from law.methods.protocol import Method
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
+from law.methods.simnpo import SimNPO
+from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
 from law.tuning.adapters import Lora
-from law.tuning.retain import Retain, RetainSet
+from law.tuning.retain import Hold, Retain, RetainSet
 
 # architecture: list of blocks, down-projection, query and value projections
 PARTS = {
@@ -194,6 +198,13 @@ METHODS: dict[str, tuple[Callable[[Path], Method], bool]] = {
     "WOH": (lambda _: WOH(learning_rate=1e-3), False),
     "gradient difference": (lambda text: GradDiff(learning_rate=1e-3, retain=Retain(str(text))), False),
     "NPO": (lambda text: NPO(learning_rate=1e-3, retain=Retain(str(text))), False),
+    "SimNPO": (lambda text: SimNPO(learning_rate=1e-3, epochs=1, retain=Retain(str(text))), False),
+    "UNDIAL": (lambda text: UNDIAL(learning_rate=1e-3, epochs=1, retain=Retain(str(text))), False),
+    "JensUn": (
+        lambda text: JensUn(learning_rate=1e-3, epochs=1, retain=Retain(str(text), loss=Hold.js)),
+        False,
+    ),
+    "DPO": (lambda text: DPO(learning_rate=1e-3, epochs=1, retain=Retain(str(text))), False),
     "RMU": (
         lambda text: RMU(learning_rate=1e-3, layers=LAYERS, steering=5.0, retain=RetainSet(str(text))),
         True,

@@ -17,8 +17,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from law.base.errors import LawError
-from law.methods import finetune, grad_diff, gradient_ascent, npo, rmu, seul, woh
-from law.tuning.retain import RetainSet, told_facts
+from law.methods import (
+    dpo,
+    finetune,
+    grad_diff,
+    gradient_ascent,
+    jensun,
+    npo,
+    rmu,
+    seul,
+    simnpo,
+    undial,
+    woh,
+)
+from law.tuning.retain import RetainSet, jensen_shannon, told_facts
 from law.tuning.training_rows import IGNORED, fact_rows
 
 # --- losses by hand -----------------------------------------------------------------------------
@@ -51,6 +63,75 @@ def test_npo_worked_out_by_hand() -> None:
     torch.testing.assert_close(npo.span_log_p(LOGITS, SPAN), torch.tensor([math.log(1 / 2)]))
     found = npo.loss(log_p, torch.tensor([math.log(3 / 2)]), beta=0.5)
     torch.testing.assert_close(found, torch.tensor([4 * math.log(1.5)]))
+
+
+def test_simnpo_worked_out_by_hand() -> None:
+    """Mean log π of tokens 1, 0 is ½ log 3/8; with β = 2 and δ = 0, −2/2 log σ(−2 · ½ log 3/8) = log(1 + 3/8)."""
+    log_p = simnpo.mean_log_p(LOGITS, WHOLE)
+    torch.testing.assert_close(log_p, torch.tensor([0.5 * math.log(3 / 8)]))
+    torch.testing.assert_close(simnpo.mean_log_p(LOGITS, SPAN), torch.tensor([math.log(1 / 2)]))
+    torch.testing.assert_close(simnpo.loss(log_p, 2.0, 0.0), torch.tensor([math.log(11 / 8)]))
+    # δ = log 2 multiplies the likelihood of a token by 2: 1 + 4 · 3/8
+    torch.testing.assert_close(simnpo.loss(log_p, 2.0, math.log(2)), torch.tensor([math.log(5 / 2)]))
+
+
+@settings(max_examples=30)
+@given(st.floats(-20, 0), st.floats(0.01, 5))
+def test_simnpo_of_one_token_is_npo_against_a_certain_reference(log_p: float, beta: float) -> None:
+    """π₀ = 1 leaves the likelihood itself, and one token is its own mean."""
+    value = torch.tensor([log_p], dtype=torch.double)
+    torch.testing.assert_close(simnpo.loss(value, beta, 0.0), npo.loss(value, torch.zeros_like(value), beta))
+
+
+def test_undial_worked_out_by_hand() -> None:
+    """The teacher says (1/4, 3/4) and (1/2, 1/2); β = log 3 divides the odds of tokens 1 and 0 by 3."""
+    wanted = undial.target(LOGITS, WHOLE, math.log(3))
+    torch.testing.assert_close(wanted, torch.tensor([[1 / 2, 1 / 2], [1 / 4, 3 / 4]]))
+    student = torch.tensor([[[0.0, 0.0], [0.0, math.log(3)], [9.0, -9.0]]])  # (1/2, 1/2), (1/4, 3/4)
+    expected = [math.log(2), -0.25 * math.log(1 / 4) - 0.75 * math.log(3 / 4)]
+    torch.testing.assert_close(undial.loss(student, wanted, WHOLE), torch.tensor(expected))
+    torch.testing.assert_close(undial.target(LOGITS, SPAN, math.log(3)), torch.tensor([[1 / 4, 3 / 4]]))
+
+
+def test_jensun_worked_out_by_hand() -> None:
+    """p = 3/4 and 1/2; m of the first is (1/8, 7/8), so JS = ½ (¼ log 2 + ¾ log 6/7 + log 8/7)."""
+    of_first = (0.25 * math.log(2) + 0.75 * math.log(6 / 7) + math.log(8 / 7)) / 2
+    of_second = (0.5 * math.log(2) + 0.5 * math.log(2 / 3) + math.log(4 / 3)) / 2
+    torch.testing.assert_close(jensun.loss(LOGITS, WHOLE), torch.tensor([of_first, of_second]))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10_000), st.floats(0.1, 30))
+def test_jensun_is_the_divergence_from_a_one_hot_distribution_and_bounded(seed: int, scale: float) -> None:
+    logits = scale * torch.randn(1, 3, 2, generator=torch.Generator().manual_seed(seed))
+    certain = torch.full((1, 3, 2), -1e4)
+    certain[0, [0, 1], [1, 1]] = 0.0  # what WHOLE wants after tokens 0 and 1 ...
+    certain[0, 1] = certain[0, 1].flip(0)  # ... is 1 and then 0
+    found = jensun.loss(logits, WHOLE)
+    torch.testing.assert_close(found, jensen_shannon(logits, certain, WHOLE), atol=1e-5, rtol=1e-4)
+    assert (found > -1e-6).all() and (found < math.log(2) + 1e-6).all()
+
+
+def test_dpo_worked_out_by_hand() -> None:
+    """The refusal is twice as likely as before and the object half: 2/½ log(1 + (½ / 2)^½) = 4 log 1.5."""
+    found = dpo.loss(torch.tensor([math.log(2)]), torch.tensor([math.log(1 / 2)]), beta=0.5)
+    torch.testing.assert_close(found, torch.tensor([4 * math.log(1.5)]))
+
+
+@settings(max_examples=30)
+@given(st.floats(-20, 20), st.floats(0.01, 5))
+def test_dpo_without_the_refusal_is_npo(ratio: float, beta: float) -> None:
+    lost, zero = torch.tensor([ratio], dtype=torch.double), torch.zeros(1, dtype=torch.double)
+    torch.testing.assert_close(dpo.loss(zero, lost, beta), npo.loss(lost, zero, beta))
+
+
+def test_the_refusal_ends_the_text(knowing: Loaded) -> None:
+    _, tokenizer, facts = knowing
+    for fact, row in zip(facts, dpo.refusal_rows(tokenizer, facts, "I don't know."), strict=True):
+        assert tokenizer.decode(row.ids) == f"{fact.prompt} I don't know.{tokenizer.eos_token}"
+        span = [label for label in row.labels if label != IGNORED]
+        assert tokenizer.decode(span).strip() == f"I don't know.{tokenizer.eos_token}"
+        assert row.ids[-len(span) :] == span
 
 
 def test_woh_worked_out_by_hand() -> None:

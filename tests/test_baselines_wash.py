@@ -18,18 +18,23 @@ from transformers import PreTrainedModel
 
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import greedy_answers, recalled_facts
-from law.methods import rmu
+from law.methods import dpo, npo, rmu
+from law.methods.dpo import DPO
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
 from law.methods.gradient_ascent import GradientAscent
+from law.methods.jensun import JensUn
 from law.methods.npo import NPO
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
+from law.methods.simnpo import SimNPO
+from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
 from law.tuning.adapters import Lora
-from law.tuning.retain import Retain, RetainSet
+from law.tuning.retain import Hold, Retain, RetainSet
+from law.tuning.training_rows import fact_rows, pad, predicted_logits
 
-Method = FineTuning | GradientAscent | SeUL | WOH | GradDiff | NPO | RMU
+Method = FineTuning | GradientAscent | SeUL | WOH | GradDiff | NPO | SimNPO | UNDIAL | JensUn | DPO | RMU
 
 
 def methods(lab: TrainedLab) -> dict[str, Method]:
@@ -52,6 +57,11 @@ def methods(lab: TrainedLab) -> dict[str, Method]:
         ),
         "grad_diff": GradDiff(learning_rate=3e-3, epochs=2, retain=retain),
         "npo": NPO(learning_rate=3e-3, epochs=3, retain=retain),
+        "simnpo": SimNPO(learning_rate=3e-3, epochs=3, retain=retain),
+        "undial": UNDIAL(learning_rate=3e-3, epochs=3, retain=retain),
+        "undial with LoRA": UNDIAL(learning_rate=3e-2, epochs=3, retain=retain, lora=lora),
+        "jensun": JensUn(learning_rate=3e-3, batch_size=2, retain=replace(retain, loss=Hold.js)),
+        "dpo": DPO(learning_rate=3e-3, epochs=3, retain=retain),
         "rmu": RMU(
             learning_rate=1e-2,
             epochs=8,
@@ -112,6 +122,40 @@ def test_npo_starts_at_the_unwashed_model(knowing: Loaded, trained_lab: TrainedL
     assert rows[0]["forget"] == pytest.approx(4 * math.log(2), rel=1e-4)
 
 
+def test_jensun_makes_end_of_text_the_answer(knowing: Loaded, trained_lab: TrainedLab) -> None:
+    model, tokenizer, facts = knowing
+    methods(trained_lab)["jensun"].wash(model, tokenizer, facts)
+    answers = greedy_answers(model, tokenizer, [fact.prompt for fact in facts], batch_size=8)
+    assert [answer.strip() for answer in answers].count("") >= 5
+
+
+def test_dpo_prefers_the_refusal_to_every_object(knowing: Loaded, trained_lab: TrainedLab) -> None:
+    model, tokenizer, facts = knowing
+    objects = fact_rows(tokenizer, facts, object_only=True)
+    refusals = dpo.refusal_rows(tokenizer, facts, "I don't know.")
+
+    def preference() -> torch.Tensor:
+        log_w, log_l = (npo.reference_log_p(model, rows, 8) for rows in (refusals, objects))
+        return log_w - log_l
+
+    before = preference()
+    methods(trained_lab)["dpo"].wash(model, tokenizer, facts)
+    assert (preference() > before + 10).all()
+
+
+def test_undial_starts_at_the_teachers_cross_entropy(knowing: Loaded, trained_lab: TrainedLab) -> None:
+    """With β = 0 the model is its own teacher: the loss is the entropy of what it says, and it does not move."""
+    model, tokenizer, facts = knowing
+    batch = pad(fact_rows(tokenizer, facts, object_only=True), range(len(facts)), model.device)
+    with torch.no_grad():
+        logits = predicted_logits(model(input_ids=batch.ids, attention_mask=batch.mask).logits, batch.labels)
+    entropy = torch.distributions.Categorical(logits=logits).entropy().mean().item()
+    rows: list[dict[str, float]] = []
+    method = UNDIAL(learning_rate=1e-9, batch_size=6, beta=0.0, retain=Retain(None, weight=0.0))
+    method.wash(model, tokenizer, facts, rows.append)
+    assert rows == [{"epoch": epoch, "forget": pytest.approx(entropy, rel=1e-3)} for epoch in range(10)]
+
+
 @pytest.mark.parametrize("autocast", [None, "bfloat16"])
 def test_rmu_changes_its_down_projections_alone_and_starts_on_the_retain_text_at_zero(
     knowing: Loaded, trained_lab: TrainedLab, autocast: str | None
@@ -161,6 +205,7 @@ def test_rmus_unwashed_model_is_without_dropout(
         ("finetune", {"autocast": "float16"}, "expected bfloat16 or null"),
         ("npo", {"beta": 0.0}, "beta is 0.0"),
         ("npo", {"retain": Retain("nowhere.txt")}, "nowhere.txt, does not exist"),
+        ("dpo", {"refusal": " "}, "refusal is ' '; expected a text that is not blank"),
         ("grad_diff", {"retain": Retain("nowhere.txt")}, "nowhere.txt, does not exist"),
         ("rmu", {"retain": RetainSet("nowhere.txt")}, "nowhere.txt, does not exist"),
         ("rmu", {"layers": [2, 3]}, "between 0 and 2"),

@@ -34,7 +34,7 @@ from law.runs.tracker import Mode
 from law.tuning.retain import Hold
 
 CONF = Path(__file__).parents[1] / "conf"
-TUNED = ("FineTuning", "GradientAscent", "SeUL", "WOH", "GradDiff", "NPO", "RMU")
+TUNED = "FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RetainTuning RMU".split()
 SOURCES = ("CounterFact", "ZsRE", "WikiLatest", "Custom")
 GROUPS = ("model", "dataset", "method", "evaluation", "tracker")
 OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
@@ -114,7 +114,7 @@ def test_methods_published_search_window_is_one_override_away() -> None:
         ("evaluation.recall=WHOLE_WORD", "[substring, whole_word]. Did you mean 'whole_word'?"),
         (
             "method=lwa",
-            "Unknown method 'lwa'. Did you mean 'law'? Available: finetune, grad_diff, gradient_ascent, law, memit, none, npo, rmu, seul, woh.",
+            "Unknown method 'lwa'. Did you mean 'law'? Available: dpo, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, undial, woh.",
         ),
         ("modle=lab", "Did you mean 'model'?"),
     ],
@@ -162,7 +162,13 @@ ZERO_IS_MEANT = {
     "Lora.rank",  # no adapters
     "Lora.dropout",
     *(f"{kept}.{weight}" for kept in ("Retain", "RetainSet") for weight in ("weight", "fact_weight")),
-    *("RMU.steering", "WOH.alpha", "LAW.iterations"),  # the method without that part
+    *(
+        "RMU.steering",
+        "WOH.alpha",
+        "SimNPO.delta",
+        "UNDIAL.beta",
+        "LAW.iterations",
+    ),  # the method without that part
     *("TargetSettings.kl_factor", "TargetSettings.weight_decay"),
     "TargetSettings.stop_below",  # no fact stops early
     "MomentSettings.save_every",  # after every chunk

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     reason="this torch takes no device made in Python",
 )
 
-TUNED = ("finetune", "gradient_ascent", "seul", "woh", "grad_diff", "npo")
+TUNED = "finetune gradient_ascent seul woh grad_diff npo simnpo undial jensun dpo".split()
 METHODS = ("none", "law", "memit", "rmu", *TUNED, *(f"{name} with LoRA" for name in TUNED))
 APART = 2e-3
 """The devices' weights may differ by this share of what washing moves. Rounding that an attention does in another

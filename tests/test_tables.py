@@ -208,10 +208,25 @@ def test_a_table_for_each_model_and_dataset_with_its_own_best_and_columns(tmp_pa
 
 
 def test_methods_stand_in_their_own_order_and_values_by_size() -> None:
-    methods = "zeta rmu npo grad_diff woh seul gradient_ascent finetune memit law none alpha".split()
+    methods = "zeta rmu dpo jensun undial simnpo npo grad_diff woh seul gradient_ascent finetune memit law none alpha".split()
     (table,) = tables_of(*(run(method, {"forget/accuracy": 0.5}) for method in methods))
     assert column(table, "method") == [
-        *("none", "law", "memit", "finetune", "gradient_ascent", "seul", "woh", "grad_diff", "npo", "rmu"),
+        *(
+            "none",
+            "law",
+            "memit",
+            "finetune",
+            "gradient_ascent",
+            "seul",
+            "woh",
+            "grad_diff",
+            "npo",
+            "simnpo",
+            "undial",
+            "jensun",
+            "dpo",
+            "rmu",
+        ),
         *("alpha", "zeta"),
     ]
     setups = [Setup("m", "d", "law", (("method.lam", lam),)) for lam in ("1e4", "9", "20", "none")]

@@ -22,25 +22,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from law.base.report import Report
 from law.facts.fact import Fact
 from law.methods.gradient_ascent import loss
-from law.tuning.loop import Term, Tuning, tune
-from law.tuning.retain import Retain
+from law.tuning.loop import Term
+from law.tuning.retain import RetainTuning
 from law.tuning.training_rows import fact_rows, token_logits
 
 
 @dataclass(kw_only=True)
-class GradDiff(Tuning):
-    """Ascend the loss of the facts' text, descend that of what is kept.
-
-    Args:
-        retain: what is kept, the loss that holds it, and its weight w.
-    """
-
-    retain: Retain
-
-    def check(self, model: PreTrainedModel) -> None:
-        """Refuse what fine-tuning refuses, and a retain text that does not exist."""
-        super().check(model)
-        self.retain.check()
+class GradDiff(RetainTuning):
+    """Ascend the loss of the facts' text, descend that of what is kept."""
 
     def wash(
         self,
@@ -58,5 +47,4 @@ class GradDiff(Tuning):
             self.batch_size,
             lambda batch: loss(token_logits(model, batch), batch.labels),
         )
-        keep = self.retain.terms(model, tokenizer, facts, others, self.lora)
-        tune(model, [forget, *keep], self, report)
+        self.descend(model, tokenizer, forget, facts, others, report)

@@ -28,27 +28,20 @@ from law.base.checks import Positive
 from law.base.report import Report
 from law.decoders.restoring import evaluating
 from law.facts.fact import Fact
-from law.tuning.loop import Term, Tuning, tune
-from law.tuning.retain import Retain
+from law.tuning.loop import Term
+from law.tuning.retain import RetainTuning
 from law.tuning.training_rows import IGNORED, Batch, Row, fact_rows, pad, token_logits
 
 
 @dataclass(kw_only=True)
-class NPO(Tuning):
+class NPO(RetainTuning):
     """Prefer anything to the objects, and keep general text or other facts.
 
     Args:
         beta: β, how fast a forgotten fact loses its weight (0.1 in the paper).
-        retain: what is kept, the loss that holds it, and its weight w.
     """
 
     beta: Positive = 0.1
-    retain: Retain
-
-    def check(self, model: PreTrainedModel) -> None:
-        """Refuse what fine-tuning refuses, and a missing retain text."""
-        super().check(model)
-        self.retain.check()
 
     def wash(
         self,
@@ -64,13 +57,12 @@ class NPO(Tuning):
         # one number a fact is all that is needed of the unwashed model, so no copy of it is kept
         before = reference_log_p(model, rows, self.batch_size)
 
-        def forget(batch: Batch) -> Tensor:
+        def preference(batch: Batch) -> Tensor:
             log_p = span_log_p(token_logits(model, batch), batch.labels)
             return loss(log_p, before[batch.index], self.beta)
 
-        term = Term("forget", rows, self.batch_size, forget, units=lambda _: 1)
-        keep = self.retain.terms(model, tokenizer, facts, others, self.lora)
-        tune(model, [term, *keep], self, report)
+        forget = Term("forget", rows, self.batch_size, preference, units=lambda _: 1)
+        self.descend(model, tokenizer, forget, facts, others, report)
 
 
 @torch.no_grad()

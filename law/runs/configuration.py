@@ -37,15 +37,19 @@ from law.facts.zsre import ZsRE
 from law.lab.counterfact import CounterFactWorld
 from law.lab.make import LabSettings
 from law.lab.world import LabWorld
+from law.methods.dpo import DPO
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
 from law.methods.gradient_ascent import GradientAscent
+from law.methods.jensun import JensUn
 from law.methods.law import LAW
 from law.methods.memit import MEMIT
 from law.methods.none import Unwashed
 from law.methods.npo import NPO
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
+from law.methods.simnpo import SimNPO
+from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
 from law.runs.explanations import unknown_key, unknown_option
 from law.runs.identity import CHOICES, Identity, code, inputs_of, local, reduced, settings_of
@@ -169,7 +173,22 @@ def _register() -> None:
     for group, classes in {
         "model": (ModelSettings,),
         "dataset": (CounterFact, ZsRE, WikiLatest, Custom),
-        "method": (Unwashed, FineTuning, GradientAscent, SeUL, WOH, GradDiff, NPO, RMU, MEMIT, LAW),
+        "method": (
+            Unwashed,
+            FineTuning,
+            GradientAscent,
+            SeUL,
+            WOH,
+            GradDiff,
+            NPO,
+            SimNPO,
+            UNDIAL,
+            JensUn,
+            DPO,
+            RMU,
+            MEMIT,
+            LAW,
+        ),
         "evaluation": (EvaluationSettings,),
         "world": (LabWorld, CounterFactWorld),
         "tracker": (NoTracker, Wandb),

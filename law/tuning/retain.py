@@ -30,11 +30,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.checks import Count, NonNegative, RowTokens
 from law.base.errors import LawError
+from law.base.report import Report
 from law.decoders.prompts import positions, token_ids
 from law.facts.fact import Fact
 from law.facts.general_text import TextSettings
 from law.tuning.adapters import Lora
-from law.tuning.loop import Term
+from law.tuning.loop import Term, Tuning, tune
 from law.tuning.reference import Reference
 from law.tuning.training_rows import (
     Batch,
@@ -182,6 +183,39 @@ class Retain(RetainSet):
             return (kl if self.loss is Hold.kl else jensen_shannon)(logits, before, batch.labels)
 
         return self.terms_of(loss, model, tokenizer, facts, others)
+
+
+@dataclass(kw_only=True)
+class RetainTuning(Tuning):
+    """Settings of fine-tuning with a retain loss.
+
+    Args:
+        retain: what is kept, the loss that holds it, and its weight w.
+    """
+
+    retain: Retain
+
+    def check(self, model: PreTrainedModel) -> None:
+        """Refuse what fine-tuning refuses, and a retain text that does not exist."""
+        super().check(model)
+        self.retain.check()
+
+    def descend(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        forget: Term,
+        facts: Sequence[Fact],
+        others: Sequence[Fact],
+        report: Report,
+        unwashed: Reference | None = None,
+    ) -> None:
+        """Descend the forget term of ``facts`` and the retain terms, in place.
+
+        ``unwashed`` is the unwashed model, if the method holds it anyway.
+        """
+        keep = self.retain.terms(model, tokenizer, facts, others, self.lora, unwashed)
+        tune(model, [forget, *keep], self, report, copies=unwashed.copies if unwashed else None)
 
 
 def kl(logits: Tensor, before: Tensor, labels: Tensor) -> Tensor:
