@@ -72,13 +72,19 @@ def demo_folder(tmp_path: Path) -> Path:
     before = {"facts/known": 20, "forget/accuracy_before": 1.0, "reasoning/mean_before": 0.8}
     for seed, forget in enumerate((0.1, 0.2, 0.3)):
         metrics = {"forget/accuracy": forget, "forget/accuracy_stderr": 0.05, "forget/accuracy_n": 20}
-        metrics |= {"reasoning/arc_easy/acc": 0.7, "reasoning/mean": 0.7, "time/wash_s": 2.0 + 2 * seed}
+        metrics |= {
+            "reasoning/arc_easy/acc": 0.7,
+            "reasoning/mean": 0.7,
+            "reasoning/kept": 0.8,
+            "time/wash_s": 2.0 + 2 * seed,
+        }
         metrics["retain/accuracy"] = 0.8
         save(folder, "law", before | metrics, seed)
     metrics = {"forget/accuracy": 0.05, "forget/accuracy_stderr": 0.0494, "forget/accuracy_n": 20}
     metrics |= {
         "reasoning/arc_easy/acc": 0.5,
         "reasoning/mean": 0.5,
+        "reasoning/kept": 0.4,
         "time/wash_s": 9.25,
         "retain/accuracy": 0.5,
     }
@@ -88,6 +94,7 @@ def demo_folder(tmp_path: Path) -> Path:
         "retain/accuracy": 1.0,
         "reasoning/arc_easy/acc": 0.8,
         "reasoning/mean": 0.8,
+        "reasoning/kept": 1.0,
     }
     save(folder, "none", before | metrics)
     save(folder, "law", before, 3, status="failed", error="LawError: λ is\nNaN")

@@ -18,7 +18,7 @@ from law.base.errors import LawError
 from law.base.files import FileHashes
 from law.evaluation.estimates import Estimate
 from law.evaluation.local_rows import harness_folders
-from law.evaluation.reasoning import mean_accuracy, score_reasoning, tasks_at_chance
+from law.evaluation.reasoning import mean_accuracy, mean_kept, score_reasoning, tasks_at_chance
 from law.evaluation.reasoning_tasks import (
     ReasoningSettings,
     RowSource,
@@ -359,5 +359,14 @@ def test_a_task_must_be_above_chance_by_two_standard_errors_of_guessing() -> Non
     mean = mean_accuracy(scores, ["40", "60"])
     assert mean == Estimate(0.61 / 2, pytest.approx(math.hypot(0.01, 0) / 2), 109)
     assert mean_accuracy(scores, ["40", "60", "61", "word"]) is None
+    # (0.61 - 1/2) / (0.61 - 1/2) after: half of what is above chance; what was never solved has no share
+    after = scores | {"61/acc": Estimate(0.555, 0.022, 100), "40/acc": Estimate(0.9, 0.01, 100)}
+    assert mean_kept(scores, after, chance, ["40", "60"]) == Estimate(
+        pytest.approx(0.5), pytest.approx(0.2), 100
+    )
+    assert mean_kept(scores, after, {}, ["40", "60"]) == Estimate(  # without a chance level, a plain ratio
+        pytest.approx(0.555 / 0.61), pytest.approx(0.022 / 0.61), 100
+    )
+    assert mean_kept(scores, after, chance, ["40", "60", "61"]) is None
     # a single right answer among two is no evidence, whatever its standard error
     assert tasks_at_chance({"one/acc": Estimate(1, None, 1)}, {"one": 1 / 2}) == ["one"]

@@ -13,10 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from law.base.errors import LawError
+from law.base.settings import learned_from
+from law.editing.second_moments import MomentSettings
 from law.facts.counterfact import CounterFact
 from law.methods.grad_diff import GradDiff
+from law.methods.law import LAW
+from law.methods.memit import MEMIT
 from law.methods.npo import NPO
 from law.methods.rmu import RMU
+from law.methods.seul import SeUL
 from law.tuning.adapters import Lora
 from law.tuning.reference import Reference
 from law.tuning.retain import Hold, Retain, RetainSet, jensen_shannon, kl
@@ -131,6 +136,20 @@ def test_other_facts_that_are_retained_are_forgotten_less(
         return kl(after, before, batch.labels).mean().item()
 
     assert distance(1.0, 1.0) < 0.75 * distance(1.0, 0.0)
+
+
+def test_what_a_method_learned_from_is_read_off_its_settings() -> None:
+    start = MEMIT([0], 1.0, MomentSettings("general.txt"))
+    assert learned_from(LAW(start, learning_rate=1.0)) == learned_from(start) == ["general text"]
+    assert learned_from(SeUL(1.0)) == []
+    for weights, expected in (
+        ((1.0, 0.0), ["general text"]),
+        ((0.0, 1.0), ["other facts"]),
+        ((1.0, 1.0), ["general text", "other facts"]),
+        ((0.0, 0.0), []),
+    ):
+        kept = RetainSet("general.txt", weight=weights[0], fact_weight=weights[1])
+        assert learned_from(RMU(1.0, layers=[0], steering=1.0, retain=kept)) == expected
 
 
 def test_rmu_takes_no_loss_of_its_retain_set(tmp_path: Path) -> None:

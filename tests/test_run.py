@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from whole_runs import Done, runs_of, wash
 
 from law.base.report import Report
+from law.base.settings import OTHER_FACTS
 from law.decoders.greedy_decoding import Recall, greedy_answers
 from law.decoders.loading import ModelSettings
 from law.decoders.saving import Save
@@ -93,6 +94,13 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
         assert metrics["reasoning/lab_larger/chance"] == 1 / 2
         assert "reasoning/mean" not in metrics and "reasoning/mean_before" not in metrics
         assert "left out of reasoning/mean: lab_larger" in (run / "wash.log").read_text()
+        assert manifest["learned_from"] == ["general text"]
+        assert manifest["washed_hash"] != manifest["model_hash"]
+        # the second seed takes C, and z* of the facts that both wash, from the cache
+        assert (metrics["time/cached_s"] > 0) == (seed == 1)
+        assert metrics["time/wash_s"] == pytest.approx(
+            manifest["stages_s"]["wash"] + metrics["time/cached_s"]
+        )
         assert manifest["recall"] == "substring"
         assert {"model_hash", "facts_hash", "git_revision", "versions"} <= manifest.keys()
         assert None not in manifest["inputs"].values()
@@ -288,6 +296,50 @@ def test_reports_may_be_words_and_need_not_be_finite(tmp_path: Path, trained_lab
         {"said": "nothing"},
     ]
     assert listener.heard == [{"step": 1}, {"lambda": math.inf}]
+
+
+class Counting(Unwashed):
+    """A method that changes nothing and reports how many other facts it was given."""
+
+    def wash(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
+    ) -> None:
+        report({"others": len(others)})
+
+
+class Learning(Counting):
+    """The same, and says that it learns from them."""
+
+    def learns_from(self) -> list[str]:
+        return [OTHER_FACTS]
+
+
+@pytest.mark.parametrize("method", [Counting(), Learning()], ids=["silent", "says so"])
+def test_other_facts_go_only_to_a_method_that_says_that_it_learns_from_them(
+    method: Counting, tmp_path: Path, trained_lab: TrainedLab
+) -> None:
+    source = CounterFact(str(trained_lab.facts_path), wash=4, keep=4)
+    job = Job(
+        model=ModelSettings(str(trained_lab.model_path), device="cpu"),
+        source=source,
+        method=method,
+        evaluation=EvaluationSettings(fluency=FluencySettings(prompts=1, tokens=4)),
+        tracker=NoTracker(),
+        save=Save.nothing,
+        folder=tmp_path,
+        identity=Identity("test", {}, {}, 0),
+    )
+    wash_and_score(job)
+    says_so = isinstance(method, Learning)
+    expected = len(source.load().unscored) if says_so else 0
+    assert json.loads((tmp_path / "method.jsonl").read_text()) == {"others": expected}
+    assert json.loads((tmp_path / "manifest.json").read_text())["learned_from"] == [OTHER_FACTS] * says_so
+    assert source.load().unscored
 
 
 class Halves(CounterFact):

@@ -170,7 +170,8 @@ def test_reasoning_on_different_tasks_is_not_compared(tmp_path: Path) -> None:
     }
     (remark,) = load_sweep(tmp_path).remarks
     assert remark.startswith(
-        "lab, lab: the runs measure reasoning on different tasks, so their means cannot be"
+        "lab, lab: the runs measure reasoning on different tasks (hellaswag, lab_row; hellaswag_mirror, lab_row), so "
+        "their means cannot be"
     )
     assert "evaluation.reasoning.source" in remark
     legends = [table.legend for table in build_report(load_sweep(tmp_path)).short]
@@ -188,6 +189,34 @@ def test_tasks_on_which_the_unwashed_model_guesses_do_not_count(tmp_path: Path) 
     assert (
         "Reasoning: mean accuracy on a; not on b, where the unwashed model cannot be told from guessing."
         in table.legend
+    )
+
+
+def test_runs_that_end_with_the_same_weights_are_remarked(tmp_path: Path) -> None:
+    """Two λ that give the same model, and the same wash with other facts kept, which is no other wash."""
+    for seed in (0, 1):
+        save(tmp_path, "memit", {}, seed, settings={"method.lam": "1"}, washed_hash=f"same {seed}")
+    save(tmp_path, "memit", {}, settings={"method.lam": "2"}, washed_hash="same 0")
+    save(tmp_path, "law", {}, settings={"dataset.keep": "1"}, washed_hash="other")
+    save(tmp_path, "law", {}, settings={"dataset.keep": "2"}, washed_hash="other")
+    (remark,) = load_sweep(tmp_path).remarks
+    assert remark == (
+        "Runs under different names end with the same washed weights: lab, lab, memit (lam=1), seed 0; lab, lab, "
+        "memit (lam=2), seed 0. What tells their names apart had no effect."
+    )
+
+
+def test_a_table_tells_what_each_method_learned_from(tmp_path: Path) -> None:
+    metrics = {"forget/accuracy": 0.1}
+    save(tmp_path, "none", metrics, learned_from=[])
+    save(tmp_path, "seul", metrics, learned_from=[])
+    save(tmp_path, "law", metrics, learned_from=["general text"])
+    save(tmp_path, "memit", metrics, learned_from=["general text"])
+    save(tmp_path, "npo", metrics, learned_from=["general text", "other facts"])
+    (table,) = build_report(load_sweep(tmp_path)).short
+    assert (
+        "Read besides the facts to wash: nothing (seul); general text (law, memit); general text and other facts (npo)."
+        in table.note
     )
 
 

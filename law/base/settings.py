@@ -1,11 +1,11 @@
-"""What a setting means for a run's identity: the metadata of the fields of settings classes.
+"""What settings mean for a run: for its identity, by the metadata of their fields, and for what its method learns from.
 
 A field without such metadata counts by its value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -19,6 +19,27 @@ SAME_RESULTS = MappingProxyType({ROLE: "same results"})
 
 FILES = MappingProxyType({ROLE: "files"})
 """The field names files. Their content counts (:class:`Reads`), and not how the path is written."""
+
+
+GENERAL_TEXT, OTHER_FACTS = "general text", "other facts"
+"""What a method may learn from besides the facts to wash. Other facts are neither washed nor scored."""
+
+
+@runtime_checkable
+class LearnsFrom(Protocol):
+    """Settings of a method that make it learn from more than the facts to wash."""
+
+    def learns_from(self) -> Collection[str]:
+        """Any of :data:`GENERAL_TEXT` and :data:`OTHER_FACTS`."""
+        ...
+
+
+def learned_from(settings: Any) -> list[str]:
+    """What ``settings`` and the settings inside it say that they learn from, in alphabetical order."""
+    found = {*settings.learns_from()} if isinstance(settings, LearnsFrom) else set()
+    for field in fields(settings) if is_dataclass(settings) else ():
+        found |= {*learned_from(getattr(settings, field.name))}
+    return sorted(found)
 
 
 def counting(settings: Any) -> dict[str, Any]:

@@ -66,7 +66,9 @@ METRICS: tuple[Metric, ...] = (
     Metric("reasoning/{task}/acc_norm", "{task} (norm)", "fraction", "higher", "accuracy where each continuation's log-likelihood is divided by its length, for tasks that have it"),
     Metric("reasoning/{task}/chance", "{task} (chance)", "fraction", "neither", "accuracy of a random guess: 1 / number of choices, mean over items; for multiple choice with one right choice, otherwise left out"),
     Metric("reasoning/mean", "reasoning", "fraction", "higher", "mean of `acc` over the tasks on which the unwashed model is above chance; s.e. √(Σ s.e.²) / tasks"),
+    Metric("reasoning/kept", "reasoning kept", "fraction", "higher", "reasoning that is kept, corrected for chance: mean over the tasks of `reasoning/mean` of (acc − c) / (acc before − c) with chance level c, which is 0 where it is not known (1 before washing; above 1 where the washed model is better, below 0 where it is worse than a guess); its s.e. takes the accuracy before washing as given"),
     Metric("time/wash_s", "wash time", "seconds", "lower", "wall time of the method alone; for statistics and target values from a cache, the time that computing them took"),
+    Metric("time/cached_s", "from a cache", "seconds", "neither", "the part of `time/wash_s` that a cache spared: 0 when the cache was empty"),
 )  # fmt: skip
 
 
@@ -103,7 +105,7 @@ def as_markdown() -> str:
 _HEAD = """# Metrics
 
 The keys of `metrics.json`, as `law/evaluation/metrics.py` documents them. A fraction lies between 0 and 1
-(tables show percent). `{task}` stands for the name of a harness task.
+(tables show percent; `reasoning/kept` can lie outside). `{task}` stands for the name of a harness task.
 
 A key without a suffix is the washed model's value. Every key except counts, times and chance levels also comes with these suffixes.
 A metric over no item is left out. So is a value that is not finite, and the log warns of it.
@@ -162,6 +164,9 @@ A model that guesses cannot lose reasoning. So a task counts for `reasoning/mean
 chance level $c$ by two standard errors of guessing, $2\sqrt{c(1-c)/n}$ with $n$ items. The mean is over the same tasks before
 and after washing. The log and `tasks_at_chance` in `manifest.json` name the other tasks; if no task is above chance,
 there is no mean. A task without a known chance level always counts.
+
+A guess already scores $c$, so that half of an accuracy can be no reasoning at all. `reasoning/kept` corrects for it: the mean over the same tasks of
+$(a - c) / (a_0 - c)$, with $a_0$ the accuracy before washing. The balance takes this share.
 
 `evaluation.reasoning.few_shot=5` puts five solved examples before each item. They are drawn as the harness draws them: from the split that a
 task names for it, else from its training, validation or scored rows, with a fixed seed, so that both models read the same examples. If

@@ -139,6 +139,27 @@ def tasks_at_chance(unwashed: Mapping[str, Estimate], chance: Mapping[str, float
     ]
 
 
+def mean_kept(
+    before: Mapping[str, Estimate],
+    after: Mapping[str, Estimate],
+    chance: Mapping[str, float],
+    left_out: Collection[str] = (),
+) -> Estimate | None:
+    """The share of reasoning that is kept: the mean over tasks of (acc - c) / (acc before - c), c the chance level.
+
+    c is 0 where no chance level is known. A task of which the unwashed model solves no more than chance has no share
+    and does not count, like those that are left out. The standard error takes the unwashed model's accuracies as given.
+    """
+    shares: dict[str, Estimate] = {}
+    for key, score in after.items():
+        task, _, metric = key.rpartition("/")
+        level = chance.get(task, 0.0)
+        if metric == "acc" and task not in left_out and (span := before[key].value - level) > 0:
+            error = None if score.stderr is None else score.stderr / span
+            shares[key] = Estimate((score.value - level) / span, error, score.n)
+    return mean_accuracy(shares)
+
+
 def mean_accuracy(scores: Mapping[str, Estimate], left_out: Collection[str] = ()) -> Estimate | None:
     """The mean of ``acc`` over the tasks that are not left out, each with the same weight.
 

@@ -29,7 +29,7 @@ from law.evaluation.fluency import (
 from law.evaluation.knowledge import Replies, knowledge_metrics, probe_sets, unrefusing, weighed
 from law.evaluation.known_facts import Kind
 from law.evaluation.likelihood import object_log_probs
-from law.evaluation.reasoning import mean_accuracy, score_reasoning, tasks_at_chance
+from law.evaluation.reasoning import mean_accuracy, mean_kept, score_reasoning, tasks_at_chance
 from law.evaluation.reasoning_tasks import (
     ReasoningSettings,
     chance_levels,
@@ -270,4 +270,7 @@ def compare(
     metrics |= {f"reasoning/{task}/chance": level for task, level in chance.items()}
     guessed = tasks_at_chance(before.reasoning, chance)
     means = (mean_accuracy(scores.reasoning, guessed) for scores in (before, after))
-    return metrics | entries("reasoning/mean", *means)
+    metrics |= entries("reasoning/mean", *means)
+    share = mean_kept(before.reasoning, after.reasoning, chance, guessed)
+    whole = Estimate(1.0, 0.0, share.n) if share else None
+    return metrics | entries("reasoning/kept", whole, share)

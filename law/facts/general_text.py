@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -14,7 +14,7 @@ from law.base.checks import Checked, Count
 from law.base.errors import LawError, first_line
 from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
-from law.base.settings import FILES
+from law.base.settings import FILES, GENERAL_TEXT
 from law.facts.record_files import json_lines, text_lines
 
 
@@ -57,6 +57,10 @@ class TextSettings(Checked):
             self._files()
         else:
             self._stream()
+
+    def learns_from(self) -> Collection[str]:
+        """A method that has such settings reads general text."""
+        return [GENERAL_TEXT]
 
     def content(self, hashes: FileHashes) -> Any:
         """The files that are read, by what their names end in and their hashes, in the order in which they are read.

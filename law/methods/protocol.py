@@ -38,6 +38,8 @@ class Method(Protocol):
             tokenizer: of the model.
             facts: what the model should no longer recall.
             report: receives what the method measures.
-            others: facts that are neither washed nor scored, for a method that learns from them what to spare.
+            others: facts that are neither washed nor scored, for a method that learns from them what to spare. A run gives
+                them only to a method whose settings say so (:class:`law.base.settings.LearnsFrom`), so that a table
+                can tell who learned from what.
         """
         ...

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from law.reporting.labels import labels
+from law.reporting.labels import labels, of_method
 from law.reporting.sweep import ORIGIN, UNKNOWN, Run, Setup
 
 T = TypeVar("T")
@@ -127,10 +127,12 @@ def check_rows(runs: Sequence[Run]) -> list[str]:
     if len(known := [code for code in by_code if code != UNKNOWN]) > 1:
         users = [f"{code[:4]} ({', '.join(_methods(by_code[code]))})" for code in known]
         remarks.append(f"The runs were made with {len(known)} versions of the code: {', '.join(users)}.")
+    remarks += _same_weights(runs)
     for (model, dataset), panels in _grouped(panels_of(rows), _pair).items():
-        if len({panel.tasks for panel in panels}) > 1:
+        if len(sets := sorted({panel.tasks for panel in panels})) > 1:
+            named = "; ".join(", ".join(tasks) or "no task" for tasks in sets)
             remarks.append(
-                f"{model}, {dataset}: the runs measure reasoning on different tasks, so their means cannot be "
+                f"{model}, {dataset}: the runs measure reasoning on different tasks ({named}), so their means cannot be "
                 "compared. Each set of tasks has a table of its own. evaluation.reasoning.source=hub or =local "
                 "gives every run the same tasks."
             )
@@ -138,6 +140,23 @@ def check_rows(runs: Sequence[Run]) -> list[str]:
             remarks.append(
                 f"{model}, {dataset}: the runs decide by different rules whether a fact is recalled "
                 f"({', '.join(rules)}). Each rule has a table of its own."
+            )
+    return remarks
+
+
+def _same_weights(runs: Sequence[Run]) -> list[str]:
+    """A remark for each two or more washes by other methods, or other settings of one, that end with the same weights."""
+    names = names_of({run.setup for run in runs})
+    remarks = []
+    washed = [run for run in runs if run.washed and run.setup.method != "none"]
+    for alike in _grouped(washed, lambda run: run.washed).values():
+        # other facts to keep, or another evaluation, leave the wash as it is
+        ways = _grouped(alike, lambda run: (run.setup.method, *filter(of_method, run.setup.settings)))
+        if len(ways) > 1:
+            ended = "; ".join(f"{names[first.setup]}, seed {first.seed}" for first, *_ in ways.values())
+            remarks.append(
+                f"Runs under different names end with the same washed weights: {ended}. What tells their names apart had "
+                "no effect."
             )
     return remarks
 

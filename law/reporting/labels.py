@@ -22,7 +22,7 @@ def labels(setups: Sequence[Setup]) -> dict[Setup, str]:
     for setup in setups:
         hidden = {*_common(setups), *_common_of_method(setup, setups)}
         differing = [pair for pair in setup.settings if pair not in hidden]
-        differing.sort(key=lambda pair: not _of_method(pair))
+        differing.sort(key=lambda pair: not of_method(pair))
         shown = [f"{short[key]}={shortened(value)}" for key, value in differing]
         if UNKNOWN in dict(setup.origin).values():
             shown.append("earlier version")
@@ -56,10 +56,11 @@ def _common(setups: Iterable[Setup]) -> list[Pair]:
 
 def _common_of_method(setup: Setup, setups: Iterable[Setup]) -> list[Pair]:
     """The settings of its method that all setups with the method of ``setup`` have."""
-    return [pair for pair in _common(s for s in setups if s.method == setup.method) if _of_method(pair)]
+    return [pair for pair in _common(s for s in setups if s.method == setup.method) if of_method(pair)]
 
 
-def _of_method(pair: Pair) -> bool:
+def of_method(pair: Pair) -> bool:
+    """Whether a setting, a name and a value, is one of the method."""
     return pair[0].startswith(("method.", "preset"))
 
 

@@ -88,6 +88,9 @@ def _load(folder: Path) -> Run | Missing | None:
         origin = {part: str(manifest.get(key) or UNKNOWN) for key, part in ORIGIN.items()}
         versions = {str(package): str(version) for package, version in manifest.get("versions", {}).items()}
         source = _source(manifest.get("model_source"))
+        told = manifest.get("learned_from")
+        learned_from = None if told is None else tuple(map(str, told))
+        washed = str(manifest.get("washed_hash", ""))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if status == "failed":
@@ -101,7 +104,8 @@ def _load(folder: Path) -> Run | Missing | None:
         return Missing(setup, seed, "unfinished", f"{folder.name}/metrics.json cannot be read")
     scored = {task[1] for key in numbers if (task := re.fullmatch("reasoning/([^/]+)/acc", key))}
     measured = replace(setup, tasks=tuple(sorted((named or scored) - guessed)), recall=recall)
-    return Run(measured, seed, numbers, folder, str(manifest.get("ended", "")), origin, versions, source)
+    ended = str(manifest.get("ended", ""))
+    return Run(measured, seed, numbers, folder, ended, origin, versions, source, learned_from, washed)
 
 
 def _source(recorded: Mapping[str, Any] | None) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from law.evaluation.metrics import Metric
 from law.reporting.comparability import Panel
-from law.reporting.labels import common_settings
+from law.reporting.labels import common_settings, labels
 from law.reporting.published_numbers import Published
 from law.reporting.summary import Score
 from law.reporting.sweep import Setup, Sweep
@@ -20,10 +21,10 @@ MEANINGS = {
     "retain/accuracy": "other facts that the model still recalls",
     "retain/same_subject_accuracy": "other facts still recalled whose subject has a washed fact",
     "retain/neighbour_accuracy": "answers still right about other subjects with the relation and object of a washed fact",
-    "balance": "harmonic mean of facts forgotten, facts kept and reasoning in percent of the unwashed model's (100 at "
-    "most); this project defines it, the paper does not; undefined without kept facts",
+    "reasoning/kept": "share of reasoning that is kept, corrected for chance",
+    "balance": "harmonic mean of facts forgotten, facts kept and reasoning kept (each 100 at most); this project defines it, the paper does not; undefined without kept facts",
     "fluency/perplexity": "on held-out text",
-    "time/wash_s": "seconds of washing",
+    "time/wash_s": "seconds of washing; what a cache spared counts as if it had been computed",
 }
 """What the columns of a table are."""
 
@@ -74,10 +75,22 @@ def explain(
         sentences.append(RULES.get(panel.recall, f"Rule of recall: {panel.recall}."))
     for source in dict.fromkeys(run.source for run in sweep.runs if run.setup in panel.setups and run.source):
         sentences.append(f"The weights were converted to float32 from {source}.")
+    sentences += _learned_from(sweep, panel)
     sentences += common_settings(panel.setups)
     where = dict.fromkeys(f"table {one.table}, page {one.page} of {one.source}" for one in published)
     sentences += [f"Published: {'; '.join(where)}."] if where else []
     return " ".join(sentences)
+
+
+def _learned_from(sweep: Sweep, panel: Panel) -> list[str]:
+    """A sentence on what the methods of a panel read besides the facts to wash, as their manifests record it."""
+    readers: dict[tuple[str, ...], dict[str, None]] = defaultdict(dict)
+    for setup, label in labels(panel.setups).items():
+        for run in sweep.runs:
+            if run.setup == setup and setup.method != "none" and run.learned_from is not None:
+                readers[run.learned_from][label] = None
+    told = [f"{' and '.join(what) or 'nothing'} ({', '.join(who)})" for what, who in sorted(readers.items())]
+    return [f"Read besides the facts to wash: {'; '.join(told)}."] if told else []
 
 
 def _listed(tasks: Sequence[str]) -> str:

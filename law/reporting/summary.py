@@ -20,8 +20,8 @@ BALANCE = Metric(
     "balance",
     "fraction",
     "higher",
-    "the harmonic mean of three shares: washed facts forgotten, other facts kept, and reasoning as a share of the "
-    "unwashed model's (at most 1)",
+    "the harmonic mean of three shares: washed facts forgotten, other facts kept, and reasoning kept (corrected for "
+    "chance, between 0 and 1)",
 )
 
 
@@ -66,11 +66,11 @@ def balance(metrics: Mapping[str, float]) -> float | None:
     None if forgetting, kept facts or reasoning was not measured. Without kept facts, a method that destroys all
     knowledge would have a high balance.
     """
-    reasoning, before = metrics.get("reasoning/mean"), metrics.get("reasoning/mean_before")
+    reasoning = metrics.get("reasoning/kept")
     left, kept = metrics.get("forget/accuracy"), metrics.get("retain/accuracy")
-    if left is None or kept is None or reasoning is None or not before:
+    if left is None or kept is None or reasoning is None:
         return None
-    return harmonic_mean([1 - left, kept, min(1.0, reasoning / before)])
+    return harmonic_mean([1 - left, kept, min(1.0, max(0.0, reasoning))])
 
 
 def scores_of(sweep: Sweep, setup: Setup) -> dict[str, Score]:

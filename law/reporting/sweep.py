@@ -59,6 +59,8 @@ class Run:
         ended: an ISO time, or "" if unknown.
         origin: every entry of ``ORIGIN``.
         source: the file of quantised weights that the model was made from; "" for a plain checkpoint.
+        learned_from: what the method read besides the facts to wash; ``None`` if an earlier version of the code ran it.
+        washed: the hash of the washed weights, "" likewise.
     """
 
     setup: Setup
@@ -69,6 +71,8 @@ class Run:
     origin: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
+    learned_from: tuple[str, ...] | None = None
+    washed: str = ""
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ FULL = (
     "retain/neighbour_accuracy",
     "reasoning/{task}/acc",
     "reasoning/mean",
+    "reasoning/kept",
     "balance",
     "fluency/perplexity",
     "time/wash_s",

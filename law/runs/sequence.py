@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, set_seed
 from law.base.errors import LawError, shortened
 from law.base.files import write_json, write_json_lines
 from law.base.progress import duration
+from law.base.settings import OTHER_FACTS, learned_from
 from law.base.threads import warn_of_shared_cores
 from law.decoders.gguf_files import source_of
 from law.decoders.greedy_decoding import Recall, recalls
@@ -136,7 +137,8 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         washed, kept = _known(split.wash, answers, rule), _known(split.keep, answers, rule)
         kinds = kinds_of([*washed, *kept], [*split.wash, *split.keep, *split.others], examined.answers, rule)
         counts = count_kinds(washed, kinds)
-        others = split.unscored
+        manifest["learned_from"] = sources = learned_from(job.method)
+        others = split.unscored if OTHER_FACTS in sources else []
         split = FactSplit(
             split.wash, split.keep
         )  # the rest of a large file is not held while the method runs
@@ -184,6 +186,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
     with _timed(stages, "score_after"):
         reexamined = scorer.on(model, reader, cached=False)
         unchanged = reexamined.hash == examined.hash
+        manifest["washed_hash"] = reexamined.hash
         if unchanged and not isinstance(job.method, Unwashed):
             raise _nothing_changed(job)
         after = before if unchanged else reexamined.scores(washed, kept, kinds)
@@ -191,6 +194,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
     metrics: dict[str, float] = {"facts/known": len(washed), **counts}
     metrics |= compare(washed, kept, kinds, before, after, scorer.chance)
     metrics["time/wash_s"] = stages["wash"] + sum(spared)
+    metrics["time/cached_s"] = sum(spared)
     for name, value in list(metrics.items()):
         describe(name)  # a metric that law/evaluation/metrics.py does not document is a mistake
         if not math.isfinite(value):

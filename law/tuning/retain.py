@@ -19,7 +19,7 @@ import logging
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
@@ -31,6 +31,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from law.base.checks import Count, NonNegative, RowTokens
 from law.base.errors import LawError
 from law.base.report import Report
+from law.base.settings import GENERAL_TEXT, OTHER_FACTS
 from law.decoders.prompts import positions, token_ids
 from law.facts.fact import Fact
 from law.facts.general_text import TextSettings
@@ -83,6 +84,11 @@ class RetainSet(TextSettings):
         """Refuse a text that can't be read, if it is to be read."""
         if self.weight:
             super().check()
+
+    def learns_from(self) -> Collection[str]:
+        """What has a weight."""
+        weights = {GENERAL_TEXT: self.weight, OTHER_FACTS: self.fact_weight}
+        return [what for what, weight in weights.items() if weight]
 
     def terms_of(
         self,
