@@ -46,6 +46,7 @@ def _run(config: DictConfig) -> dict[str, float]:
         folder=folder / f"process_{rank()}" if rank() else folder,
         identity=this,
         prompting=build(config.prompting),
+        attacks=build(config.attack),
     )
     return wash_and_score(job)
 

@@ -10,6 +10,7 @@ The packages, in the order in which a run walks through them. Each may import th
 ``tuning``         what gradient methods share: the training loop, its rows, the retain text
 ``methods``        the washing methods, one file each
 ``evaluation``     what is measured of a model, and the names of all metrics
+``attacks``        ways to get washed facts back, one file each
 ``lab``            the generated world and the small model that is trained on it
 ``runs``           one run: configuration, sequence, tracker, command line
 ``reporting``      tables and pictures of finished runs

@@ -122,24 +122,28 @@ class TrainedLab:
     text_path: Path
 
 
+def trained(world: LabWorld, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """A GPT-J of three blocks that has learnt what the world tells."""
+    model = new_model(architecture(n_embd=64, n_inner=128, rotary_dim=16), tokenizer, seed=0)
+    # AdamW and not the trainer's Muon: it leaves so shallow a model more to wash at the subject's last token
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    for step in range(200):
+        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 10, (210 - step) / 200)
+        ids = make_rows(world, tokenizer, count=8, length=64, rng=random.Random(step))
+        optimizer.zero_grad()
+        model(input_ids=ids, labels=ids).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return model.eval()
+
+
 @pytest.fixture(scope="session")
 def trained_lab(
     tmp_path_factory: pytest.TempPathFactory, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> TrainedLab:
     """A GPT-J of three blocks, trained in some three seconds on 18 facts of 14 people."""
-    folder = tmp_path_factory.mktemp("lab")
-    world = FactsOnly()
-    model = new_model(architecture(n_embd=64, n_inner=128, rotary_dim=16), tiny_tokenizer, seed=0)
-    # AdamW and not the trainer's Muon: it leaves so shallow a model more to wash at the subject's last token
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, betas=(0.9, 0.95), weight_decay=0.0)
-    for step in range(200):
-        optimizer.param_groups[0]["lr"] = 5e-3 * min(1.0, (step + 1) / 10, (210 - step) / 200)
-        ids = make_rows(world, tiny_tokenizer, count=8, length=64, rng=random.Random(step))
-        optimizer.zero_grad()
-        model(input_ids=ids, labels=ids).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    model.eval()
+    folder, world = tmp_path_factory.mktemp("lab"), FactsOnly()
+    model = trained(world, tiny_tokenizer)
     records = world.records()
     rewrites = [record["requested_rewrite"] for record in records]
     prompts = [rewrite["prompt"].replace("{}", rewrite["subject"]) for rewrite in rewrites]

@@ -36,7 +36,7 @@ from law.tuning.retain import Hold
 CONF = Path(__file__).parents[1] / "conf"
 TUNED = "FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RetainTuning RMU".split()
 SOURCES = ("CounterFact", "ZsRE", "WikiLatest", "Custom")
-GROUPS = ("model", "dataset", "method", "evaluation", "tracker")
+GROUPS = ("model", "dataset", "method", "evaluation", "attack", "tracker")
 OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
 EXPERIMENTS = [path.stem for path in sorted((CONF / "experiment").glob("*.yaml"))]
 NEEDED = {

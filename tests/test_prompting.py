@@ -157,7 +157,15 @@ def test_an_answer_follows_as_the_template_writes_it(
     washed = probe_sets([fact], [], {})
     assert {probe.question.gap for probes in washed.values() for probe in probes} == {space}
     assert facts_hash([fact]) == facts_hash(
-        [replace(fact, lead=0, gap=None, neighbours=tuple(replace(q, gap=None) for q in fact.neighbours))]
+        [
+            replace(
+                fact,
+                lead=0,
+                gap=None,
+                tail=0,
+                neighbours=tuple(replace(q, gap=None) for q in fact.neighbours),
+            )
+        ]
     )
 
 

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 import torch
@@ -70,7 +71,7 @@ def memit(trained_lab: TrainedLab) -> list[str]:
 def sweep(tmp_path_factory: pytest.TempPathFactory, inputs: list[str], memit: list[str]) -> tuple[Path, Done]:
     """One finished MEMIT run for each of two seeds, with W&B offline, the changed tensors kept."""
     folder = tmp_path_factory.mktemp("sweep")
-    done = wash(folder, "-m", "name=two", "seed=0,1", "save=delta", *inputs, *memit)
+    done = wash(folder, "-m", "name=two", "seed=0,1", "save=delta", "attack=quick", *inputs, *memit)
     assert done.code == 0, done.message
     return folder / "outputs" / "two", done
 
@@ -88,7 +89,8 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
             seed,
             "memit",
         )
-        assert manifest["stages_s"].keys() == {"load", "score_before", "wash", "score_after", "save"}
+        stages = {"load", "score_before", "attack_before", "wash", "score_after", "attack_after", "save"}
+        assert manifest["stages_s"].keys() == stages
         # the model has learned facts alone: what it guesses is no reasoning that could be lost
         assert manifest["reasoning_tasks"] == manifest["tasks_at_chance"] == ["lab_larger"]
         assert metrics["reasoning/lab_larger/chance"] == 1 / 2
@@ -113,6 +115,10 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
         left = sum(row["known_after"] for row in rows if row["known_before"])
         assert left / metrics["facts/known"] == pytest.approx(metrics["forget/accuracy"])
         assert metrics["forget/accuracy"] < metrics["forget/accuracy_before"] == 1.0
+        attacked = [json.loads(line) for line in (run / "attacks.jsonl").read_text().splitlines()]
+        assert [row["id"] for row in attacked] == [row["id"] for row in rows if row["known_before"]]
+        found = [row["after"]["refusal/recalled"] for row in attacked]
+        assert metrics["forget/unrefused_accuracy"] == metrics["attack/refusal/recalled"] == mean(found)
         less_likely = [row["log_prob_after"] < row["log_prob_before"] for row in rows if row["known_before"]]
         assert metrics["forget/log_prob"] < metrics["forget/log_prob_before"] and any(less_likely)
         unknown = [json.loads(line) for line in (run / "unknown_facts.jsonl").read_text().splitlines()]
@@ -179,7 +185,7 @@ def test_a_finished_run_is_not_run_again_and_the_unwashed_scores_are_reused(
 ) -> None:
     folder = sweep[0].parents[1]
     before = {run: (run / "manifest.json").read_text() for run in runs_of(sweep[0])}
-    again = wash(folder, "-m", "name=two", "seed=0,1", "save=delta", *inputs, *memit)
+    again = wash(folder, "-m", "name=two", "seed=0,1", "save=delta", "attack=quick", *inputs, *memit)
     assert again.code == 0
     assert again.log.count("has finished before") == 2
     assert (

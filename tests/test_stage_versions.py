@@ -45,6 +45,13 @@ STAGES = {
     "decoders/greedy_decoding": ("decoders/prompts",),
     "evaluation/likelihood": ("decoders/prompts", "facts/fact"),
     "evaluation/fluency": ("decoders/prompts", "facts/record_files"),
+    "attacks/attacking": (
+        *(
+            f"attacks/{name}"
+            for name in ("choice", "control", "leak", "memory", "phrasing", "prefix", "protocol", "refusal")
+        ),
+        *("decoders/greedy_decoding", "decoders/prompts", "evaluation/likelihood", "facts/fact"),
+    ),
     "evaluation/reasoning": ("evaluation/reasoning_tasks", "evaluation/local_rows", "evaluation/tasks/rows"),
 }
 

@@ -29,6 +29,7 @@ GROUPS = {
     "dataset": "Where the facts come from, and which of them are washed. [Data sets](../datasets.md) has the file formats.",
     "method": "How the model is washed. What a method takes for one model is in its [preset](#presets).",
     "evaluation": "What is measured before and after washing. [Metrics](../metrics.md) says what the numbers mean.",
+    "attack": "How the washed model is attacked, to tell facts that are gone from facts that are hidden. [Attacks](../attacks.md) says what each asks.",
     "tracker": "Where a run's numbers go besides its files.",
     "world": "What `experiments/train_lab.py` trains a model on.",
 }

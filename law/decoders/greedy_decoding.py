@@ -13,6 +13,7 @@ from enum import Enum
 from itertools import islice
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import shortened
@@ -27,6 +28,9 @@ VERSION = 1
 """Of the code that finds a model's answers: raise it with every change to them."""
 
 NEW_TOKENS = 10
+
+Choice = Callable[[Tensor, list[int], int], Tensor]
+"""Chooses the next token, (rows), from logits (rows, vocabulary), the numbers of the rows' prompts, and the step."""
 
 CHUNK = 16_384
 """Prompts held as tokens at once."""
@@ -60,8 +64,18 @@ def greedy_answers(
         banned: tokens that no answer begins with. :func:`~law.decoders.prompts.refusing_tokens` gives those by which a
             washed model refuses to answer.
     """
-    settled = lambda _, __: False  # noqa: E731
-    return [*_decode(model, tokenizer, prompts, len(prompts), batch_size, description, settled, banned)]
+    return [
+        *_decode(
+            model,
+            tokenizer,
+            prompts,
+            len(prompts),
+            batch_size,
+            description,
+            settled=lambda _, __: False,
+            choose=_likeliest(banned),
+        )
+    ]
 
 
 def recalled(
@@ -84,9 +98,45 @@ def recalled(
         batch_size,
         "recalled",
         lambda i, answer: rule is Recall.substring and recalls(answer, asked[i].object),
-        banned,
+        _likeliest(banned),
     )
     return [recalls(answer, each.object, rule) for answer, each in zip(answers, asked, strict=True)]
+
+
+def recalled_in_samples(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: Sequence[Fact | Question],
+    draws: Tensor,
+    batch_size: int | None = None,
+    rule: Recall = Recall.substring,
+) -> list[list[bool]]:
+    """Whether each object is recalled in samples of ``NEW_TOKENS`` tokens, drawn at temperature 1.
+
+    Args:
+        draws: random numbers from 0 to 1, (n, samples, NEW_TOKENS). A token is the first up to which the probabilities
+            add up to more than its number, so that no sample depends on the batch.
+    """
+    samples = draws.shape[1]
+    prompts = (each.prompt for each in asked for _ in range(samples))
+    numbers = draws.flatten(0, 1)  # (n · samples, NEW_TOKENS)
+
+    def drawn(logits: Tensor, rows: list[int], step: int) -> Tensor:
+        below = logits.float().softmax(-1).cumsum(-1) <= numbers[rows, step, None].to(logits.device)
+        return below.sum(-1).clamp(max=logits.shape[-1] - 1)
+
+    answers = _decode(
+        model,
+        tokenizer,
+        prompts,
+        len(numbers),
+        batch_size,
+        "samples",
+        lambda i, answer: rule is Recall.substring and recalls(answer, asked[i // samples].object),
+        drawn,
+    )
+    found = [recalls(answer, asked[i // samples].object, rule) for i, answer in enumerate(answers)]
+    return [found[first : first + samples] for first in range(0, len(found), samples)]
 
 
 def recalled_facts(
@@ -112,6 +162,17 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFC", text).lower()
 
 
+def _likeliest(banned: Sequence[int]) -> Choice:
+    """Greedy decoding in which no answer begins with a banned token."""
+
+    def likeliest(logits: Tensor, _: list[int], step: int) -> Tensor:
+        if step == 0:
+            logits[:, [*banned]] = -torch.inf
+        return logits.argmax(-1)
+
+    return likeliest
+
+
 def _decode(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -120,7 +181,7 @@ def _decode(
     batch_size: int | None,
     description: str,
     settled: Callable[[int, str], bool],
-    banned: Sequence[int],
+    choose: Choice,
 ) -> Iterator[str]:
     """The answer to each of ``total`` prompts, up to where ``settled(index, text so far)`` is true, in their order.
 
@@ -144,9 +205,7 @@ def _decode(
 
                 def answer(batch: list[int], rows: list[list[int]] = rows, first: int = first) -> list[str]:
                     ids = torch.tensor([rows[i] for i in batch], device=model.device)
-                    return _continue(
-                        model, tokenizer, ids, lambda at, so_far: settled(first + batch[at], so_far), banned
-                    )
+                    return _continue(model, tokenizer, ids, [first + i for i in batch], settled, choose)
 
                 own = mine(same)
                 for batch, texts in batches.run(own, [1] * len(own), answer):
@@ -162,11 +221,12 @@ def _decode(
 def _continue(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    ids: torch.Tensor,
+    ids: Tensor,
+    numbers: Sequence[int],
     settled: Callable[[int, str], bool],
-    banned: Sequence[int],
+    choose: Choice,
 ) -> list[str]:
-    """The answers to the rows of ``ids`` (b, t). A row that is done leaves the batch."""
+    """The answers to the rows of ``ids`` (b, t), which are prompts ``numbers``. A row that is done leaves the batch."""
     ends = end_tokens(model, tokenizer)
     tokens: list[list[int]] = [[] for _ in ids]
     texts = [""] * len(ids)
@@ -175,26 +235,23 @@ def _continue(
     for step in range(NEW_TOKENS):
         output = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         cache = output.past_key_values
-        logits = output.logits[:, -1]  # (rows left, vocabulary)
-        if step == 0:
-            logits[:, [*banned]] = -torch.inf
-        likeliest = logits.argmax(-1)  # (rows left)
+        chosen = choose(output.logits[:, -1], [numbers[row] for row in left], step)  # (rows left)
         staying = []
-        for place, (row, token) in enumerate(zip(left, likeliest.tolist(), strict=True)):
+        for place, (row, token) in enumerate(zip(left, chosen.tolist(), strict=True)):
             if token in ends:
                 continue
             tokens[row].append(token)
             texts[row] = str(tokenizer.decode(tokens[row], skip_special_tokens=True))
-            if not settled(row, texts[row]):
+            if not settled(numbers[row], texts[row]):
                 staying.append(place)
         if not staying:
             break
         index = torch.tensor(staying)  # on the CPU: a cache may lie on several devices
-        left, likeliest = [left[place] for place in staying], likeliest[index, None]
+        left, chosen = [left[place] for place in staying], chosen[index, None]
         if cache is None:  # a model that keeps nothing of what it has read
-            ids = torch.cat([ids[index], likeliest], dim=1)
+            ids = torch.cat([ids[index], chosen], dim=1)
             continue
         if len(staying) < len(ids):
             cache.batch_select_indices(index)
-        ids = likeliest
+        ids = chosen
     return texts

@@ -95,6 +95,7 @@ def put(
             template=frame.around(fact.template),
             lead=len(frame.before),
             gap=gap,
+            tail=len(trimmed(frame.behind)),
             paraphrases=tuple(map(frame.around, fact.paraphrases)),
             neighbours=tuple(Question(frame.around(q.prompt), q.object, gap) for q in fact.neighbours),
             generation_prompts=generation,

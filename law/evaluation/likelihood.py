@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import LawError, shortened
-from law.base.progress import Bar, progress, tracked
+from law.base.progress import progress, tracked
 from law.decoders.prompts import answered_prompts, equal_length_batches, positions, token_ids
 from law.facts.fact import Question
 
@@ -32,20 +34,57 @@ def object_log_probs(
     Prompt and object are tokenised together (:func:`~law.decoders.prompts.answered_prompts`). Where the space
     between them is a token of its own, it is counted: the model has to say it first.
     """
-    found: list[float] = []
-    with progress("log-probabilities", len(questions), "questions") as bar:
-        for first in range(0, len(questions), CHUNK):
-            found += _chunk_log_probs(model, tokenizer, questions[first : first + CHUNK], batch_size, bar)
+    found = [0.0] * len(questions)
+    for members, log_p, _ in _of_objects(model, tokenizer, questions, batch_size):
+        for i, value in zip(members, log_p.mean(1).tolist(), strict=True):
+            found[i] = value
     return found
 
 
-def _chunk_log_probs(
+@dataclass(frozen=True)
+class ObjectTokens:
+    """The tokens of an object behind its prompt, the object's earlier tokens given (teacher forcing).
+
+    Args:
+        log_probs: of each token, in nats.
+        likeliest: whether each token is the likeliest one in its place.
+    """
+
+    log_probs: list[float]
+    likeliest: list[bool]
+
+
+@torch.inference_mode()
+def object_tokens(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     questions: Sequence[Question],
     batch_size: int,
-    bar: Bar,
-) -> list[float]:
+) -> list[ObjectTokens]:
+    """The same tokens as :func:`object_log_probs` reads, one by one."""
+    found: dict[int, ObjectTokens] = {}
+    for members, log_p, likeliest in _of_objects(model, tokenizer, questions, batch_size):
+        found |= zip(members, map(ObjectTokens, log_p.tolist(), likeliest.tolist()), strict=True)
+    return [found[i] for i in range(len(questions))]
+
+
+def _of_objects(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], batch_size: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
+    """By batches, the numbers of b questions, and for each of their objects' tokens the log-probability and whether
+    it is the likeliest token, both (b, size).
+    """
+    with progress("log-probabilities", len(questions), "questions") as bar:
+        for first in range(0, len(questions), CHUNK):
+            chunk = questions[first : first + CHUNK]
+            for members, log_p, likeliest in _of_chunk(model, tokenizer, chunk, batch_size):
+                yield [first + i for i in members], log_p, likeliest
+                bar.update(len(members))
+
+
+def _of_chunk(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], batch_size: int
+) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     rows = answered_prompts(tokenizer, questions)
     by_size: dict[int, list[int]] = defaultdict(list)  # number of the object's tokens: rows
     for i, row in enumerate(rows):
@@ -57,18 +96,15 @@ def _chunk_log_probs(
             f"The object {shortened(question.object)!r} and its prompt {shortened(question.prompt)!r} make one token, "
             "so that the object has no probability; expected a longer prompt. Change it, or leave that fact out."
         )
-    found = [0.0] * len(rows)
     model.eval()
     for size, members in by_size.items():
         for batch in equal_length_batches([len(rows[i].ids) for i in members], batch_size):
             ids = torch.tensor([rows[members[j]].ids for j in batch], device=model.device)  # (b, t)
             # the object's tokens are predicted at its positions less one: (b, size, vocabulary)
             logits = model(input_ids=ids, logits_to_keep=size + 1).logits[:, :-1].float()
-            log_p = logits.log_softmax(-1).gather(-1, ids[:, -size:, None])  # (b, size, 1)
-            for j, value in zip(batch, log_p.mean((1, 2)).tolist(), strict=True):
-                found[members[j]] = value
-            bar.update(len(batch))
-    return found
+            wanted = ids[:, -size:]  # (b, size)
+            log_p = logits.log_softmax(-1).gather(-1, wanted[..., None])[..., 0]  # (b, size)
+            yield [members[j] for j in batch], log_p, logits.argmax(-1) == wanted
 
 
 @torch.inference_mode()

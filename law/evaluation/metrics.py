@@ -17,8 +17,8 @@ Better = Literal["higher", "lower", "neither"]
 class Metric:
     """One number of ``metrics.json``.
 
-    ``{task}`` in a key stands for the name of a task of the lm-evaluation-harness. A fraction lies between
-    0 and 1; tables show it in percent. A scored metric also comes with the suffixes that :func:`describe`
+    ``{task}`` in a key stands for the name of a task of the lm-evaluation-harness, ``{type}`` and ``{k}`` for what the
+    attack names so. A fraction lies between 0 and 1; tables show it in percent. A scored metric also comes with the suffixes that :func:`describe`
     knows.
     """
 
@@ -67,6 +67,21 @@ METRICS: tuple[Metric, ...] = (
     Metric("reasoning/{task}/chance", "{task} (chance)", "fraction", "neither", "accuracy of a random guess: 1 / number of choices, mean over items; for multiple choice with one right choice, otherwise left out"),
     Metric("reasoning/mean", "reasoning", "fraction", "higher", "mean of `acc` over the tasks on which the unwashed model is above chance; s.e. √(Σ s.e.²) / tasks"),
     Metric("reasoning/kept", "reasoning kept", "fraction", "higher", "reasoning that is kept, corrected for chance: mean over the tasks of `reasoning/mean` of (acc − c) / (acc before − c) with chance level c, which is 0 where it is not known (1 before washing; above 1 where the washed model is better, below 0 where it is worse than a guess); its s.e. takes the accuracy before washing as given"),
+    Metric("attack/any/recalled", "any attack", "fraction", "lower", "washed facts that the model answers in at least one of the attacks `refusal`, `phrasing` and `prefix`, of those that were made"),
+    Metric("attack/refusal/recalled", "refusal banned", "fraction", "lower", "washed facts recalled when an answer may not begin with a token that refuses, as `forget/unrefused_accuracy`"),
+    Metric("attack/refusal/best", "best of relation", "fraction", "lower", "washed facts whose object is the likeliest of the objects of its relation (at most 12, mean log-probability of a token)"),
+    Metric("attack/refusal/reciprocal_rank", "reciprocal rank", "fraction", "lower", "1 / rank of the object among those objects, mean over facts"),
+    Metric("attack/phrasing/recalled", "worst phrasing", "fraction", "lower", "washed facts recalled in the washed phrasing or in any paraphrase"),
+    Metric("attack/phrasing/share", "share of phrasings", "fraction", "lower", "share of a fact's phrasings that recall it, mean over facts"),
+    Metric("attack/prefix/recalled", "worst prefix", "fraction", "lower", "washed facts recalled with at least one of the six types of text around the prompt"),
+    Metric("attack/prefix/{type}", "prefix: {type}", "fraction", "lower", "washed facts recalled with one type of text: `ignore` (an instruction to ignore having forgotten), `role`, `hint` (the relation in words), `affirm` (an affirmative opening of the answer), `few_shot` (facts of the same relation in front), `in_context` (facts of other relations in front)"),
+    Metric("attack/choice/right", "multiple choice", "fraction", "lower", "washed facts whose object is likelier than three others of its relation; guessing gives 1/4"),
+    Metric("attack/choice/reversed", "reversed", "fraction", "lower", "washed facts whose subject the model answers when asked by the object, where each object of the relation has one subject"),
+    Metric("attack/leak/at_{k}", "leak@{k}", "fraction", "lower", "probability that at least one of k samples holds the object, mean over facts"),
+    Metric("attack/memory/exact", "exact memorisation", "fraction", "lower", "share of the object's tokens that are the likeliest in their place (teacher forcing), mean over facts"),
+    Metric("attack/memory/extraction", "extraction strength", "fraction", "lower", "1 − k/T with the fewest tokens k of T that must be given so that the others are the likeliest, mean over facts"),
+    Metric("attack/memory/probability", "probability", "fraction", "lower", "geometric mean of the probabilities of the object's tokens, mean over facts"),
+    Metric("attack/memory/truth_ratio", "truth ratio", "fraction", "lower", "1 / (1 + R), with R the mean probability of other objects of the relation divided by the object's (TOFU); 1/2 if the object is no likelier than they are"),
     Metric("time/wash_s", "wash time", "seconds", "lower", "wall time of the method alone; for statistics and target values from a cache, the time that computing them took"),
     Metric("time/cached_s", "from a cache", "seconds", "neither", "the part of `time/wash_s` that a cache spared: 0 when the cache was empty"),
 )  # fmt: skip
@@ -81,15 +96,21 @@ def describe(key: str) -> Metric:
     base, counted = _cut(key, "_n")
     base, error = (base, False) if counted else _cut(base, "_stderr")
     base, before = (base, False) if counted else _cut(base, "_before")
+    base, control = _cut(base, "_control") if base.startswith("attack/") else (base, False)
     for metric in METRICS:
-        found = re.fullmatch(metric.key.replace("{task}", "(?P<task>[^/]+)"), base)
+        found = re.fullmatch(pattern(metric.key), base)
         if found and (base == key or metric.scored):
             title = metric.title.format(**found.groupdict())
-            title += " before" * before + " s.e." * error + " n" * counted
+            title += " control" * control + " before" * before + " s.e." * error + " n" * counted
             unit: Unit = "count" if counted else metric.unit
             better: Better = metric.better if base == key else "neither"
             return replace(metric, key=key, title=title, unit=unit, better=better)
     raise KeyError(f"metric {key!r} is not documented in law/evaluation/metrics.py; add it to METRICS")
+
+
+def pattern(key: str) -> str:
+    """The regular expression of the keys that a key with names in braces stands for."""
+    return re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", key)
 
 
 def _cut(key: str, suffix: str) -> tuple[str, bool]:
@@ -105,7 +126,8 @@ def as_markdown() -> str:
 _HEAD = """# Metrics
 
 The keys of `metrics.json`, as `law/evaluation/metrics.py` documents them. A fraction lies between 0 and 1
-(tables show percent; `reasoning/kept` can lie outside). `{task}` stands for the name of a harness task.
+(tables show percent; `reasoning/kept` can lie outside). `{task}` stands for the name of a harness task, `{type}` for a
+type of text, and `{k}` for a number of samples.
 
 A key without a suffix is the washed model's value. Every key except counts, times and chance levels also comes with these suffixes.
 A metric over no item is left out. So is a value that is not finite, and the log warns of it.
@@ -114,6 +136,7 @@ A metric over no item is left out. So is a value that is not finite, and the log
 | --- | --- |
 | `_before` | the value of the unwashed model |
 | `_stderr`, `_before_stderr` | the standard error, in the same unit; left out if all items are in one cluster |
+| `_control`, `_control_stderr`, `_control_n` | of `attack/` metrics: the washed model's value on facts that nobody knew ([Attacks](attacks.md#the-control)), its standard error and number of facts |
 | `_n` | the number of items in the mean: prompts, texts, tokens of the held-out text, or items of a task |
 
 """

@@ -23,6 +23,9 @@ UNSPACED = re.compile(
 )
 """A character of a script that is written without spaces between words."""
 
+PUT = ("lead", "gap", "tail")
+"""Fields of facts and questions that say how they are put to a model, and are the same in every data set."""
+
 _SPACES_AT_END = re.compile(r"[^\S\n]+\Z")
 
 
@@ -60,6 +63,7 @@ class Fact:
 
     ``lead`` is the length of what stands at the template's beginning for all facts alike, such as the opening of a
     chat (:mod:`law.decoders.prompting`). A method that puts a text before the prompt puts it behind the lead.
+    ``tail`` is the length of what stands at the template's end for all facts alike.
     ``gap`` is what stands between any of the prompts and the object (:func:`joined`).
     """
 
@@ -73,6 +77,7 @@ class Fact:
     generation_prompts: tuple[str, ...] = ()
     lead: int = 0
     gap: str | None = None
+    tail: int = 0
 
     def __post_init__(self) -> None:
         for name in ("subject", "object"):
@@ -144,8 +149,7 @@ def facts_hash(facts: Iterable[Fact]) -> str:
     """SHA-256 of the facts of a data set in their order, the same on every machine."""
     digest = hashlib.sha256()
     for fact in facts:
-        # lead and gap say how a fact is put to a model, and are the same in every data set
-        told = asdict(fact, dict_factory=lambda items: {k: v for k, v in items if k not in ("lead", "gap")})
+        told = asdict(fact, dict_factory=lambda items: {k: v for k, v in items if k not in PUT})
         digest.update(json.dumps(told, sort_keys=True, ensure_ascii=False).encode())
     return digest.hexdigest()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean, harmonic_mean, stdev
 
 from law.base.files import replacing
-from law.evaluation.metrics import METRICS, Metric, describe
+from law.evaluation.metrics import METRICS, Metric, describe, pattern
 from law.reporting.comparability import panels_of
 from law.reporting.labels import labels
 from law.reporting.sweep import Run, Setup, Sweep
@@ -133,7 +133,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 def _ordered(keys: Iterable[str]) -> list[str]:
     """The metrics of the washed model: the documented ones in the order of their documentation, then any others."""
-    patterns = [metric.key.replace("{task}", "[^/]+") for metric in (*METRICS, BALANCE)]
     own = sorted(key for key in keys if not key.endswith(("_before", "_stderr", "_n")))
-    documented = [key for pattern in patterns for key in own if re.fullmatch(pattern, key)]
+    documented = [
+        key for metric in (*METRICS, BALANCE) for key in own if re.fullmatch(pattern(metric.key), key)
+    ]
     return [*documented, *(key for key in own if key not in documented)]

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from law.evaluation.metrics import Metric
+from law.evaluation.metrics import Metric, pattern
 from law.reporting.comparability import Panel, names_of, panels_of
 from law.reporting.labels import labels
 from law.reporting.notes import describe_columns, explain
@@ -116,8 +116,7 @@ def _rows(
 def _among(columns: Iterable[str], reported: Iterable[str]) -> list[Metric]:
     """The metrics of these columns that were reported; ``{task}`` stands for each task, by name."""
     keys = {*reported}
-    patterns = [column.replace("{task}", "[^/]+") for column in columns]
-    found = [key for pattern in patterns for key in sorted(keys) if re.fullmatch(pattern, key)]
+    found = [key for column in columns for key in sorted(keys) if re.fullmatch(pattern(column), key)]
     return [metric for metric in map(metric_of, found) if metric]
 
 

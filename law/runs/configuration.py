@@ -21,6 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import law
+from law.attacks.attacking import Attacks
 from law.base.cache import content_hash
 from law.base.checks import Seed, ranges, refuse_out_of_range
 from law.base.errors import LawError
@@ -77,6 +78,7 @@ class RunConfig:
     dataset: Any
     method: Any
     evaluation: Any
+    attack: Any
     tracker: Any = field(metadata=SAME_RESULTS)
     prompting: Prompting = field(default_factory=Prompting)
 
@@ -190,6 +192,7 @@ def _register() -> None:
             LAW,
         ),
         "evaluation": (EvaluationSettings,),
+        "attack": (Attacks,),
         "world": (LabWorld, CounterFactWorld),
         "tracker": (NoTracker, Wandb),
     }.items():
@@ -224,6 +227,7 @@ def identity(config: DictConfig) -> Identity:
     whole: Any = OmegaConf.to_container(config, resolve=True, enum_to_str=True)
     setup = copy.deepcopy(config)
     setup.seed = 0
+    setup.attack = None  # an attack changes no other number, so that runs with and without it share a row
     return Identity(
         name=config.name,
         choices={group: str(hydra.runtime.choices[group]) for group in CHOICES},

@@ -34,6 +34,7 @@ NO_SETTINGS = {
     "rerun",
     "tracker",
     "experiment",
+    "attack",
     *CHOICES,
 }  # change no number, or are kept elsewhere
 

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel, set_seed
 
+from law.attacks.attacking import Attacker, Attacks, Records
 from law.base.errors import LawError, shortened
 from law.base.files import write_json, write_json_lines
 from law.base.progress import duration
@@ -38,7 +39,17 @@ from law.facts.fact import Fact, FactSplit, facts_hash
 from law.facts.source import Known
 from law.methods.none import Unwashed
 from law.methods.protocol import Method
-from law.runs.folder import GENERATIONS, MANIFEST, METHOD, METRICS, PREDICTIONS, UNKNOWN_FACTS, WASHED, clear
+from law.runs.folder import (
+    ATTACKS,
+    GENERATIONS,
+    MANIFEST,
+    METHOD,
+    METRICS,
+    PREDICTIONS,
+    UNKNOWN_FACTS,
+    WASHED,
+    clear,
+)
 from law.runs.forecast import forecast
 from law.runs.identity import Identity, inputs_of
 from law.runs.lines import finite, prediction, unknown_facts
@@ -69,6 +80,7 @@ class Job:
     folder: Path
     identity: Identity
     prompting: Prompting = field(default_factory=Prompting)
+    attacks: Attacks = field(default_factory=Attacks)
 
 
 def wash_and_score(job: Job) -> dict[str, float]:
@@ -139,6 +151,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         counts = count_kinds(washed, kinds)
         manifest["learned_from"] = sources = learned_from(job.method)
         others = split.unscored if OTHER_FACTS in sources else []
+        pool = [*split.wash, *split.keep, *split.others]
         split = FactSplit(
             split.wash, split.keep
         )  # the rest of a large file is not held while the method runs
@@ -168,6 +181,13 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
                 "not above chance before washing, and left out of reasoning/mean: %s", ", ".join(guessed)
             )
 
+    attacker = Attacker(job.attacks, job.evaluation, washed, kept, pool)
+    del pool
+    attacked: Records = {}
+    if attacker.chosen:
+        with _timed(stages, "attack_before"):
+            attacked = attacker.on_washed_facts(model, reader, examined.hash)
+
     spared: list[float] = []
     # a log that grows while the method runs, a line at a time: it also says how far a run came that failed
     with _timed(stages, "wash"), (folder / METHOD).open("w", encoding="utf-8", buffering=1) as lines:
@@ -193,6 +213,12 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
 
     metrics: dict[str, float] = {"facts/known": len(washed), **counts}
     metrics |= compare(washed, kept, kinds, before, after, scorer.chance)
+    if attacker.chosen:
+        with _timed(stages, "attack_after"):
+            left = attacker.on_washed_facts(model, reader, reexamined.hash)
+            control = attacker.on_control(model, reader, reexamined.hash)
+        metrics |= attacker.metrics(attacked, left, control)
+        write_json_lines(folder / ATTACKS, attacker.lines(attacked, left))
     metrics["time/wash_s"] = stages["wash"] + sum(spared)
     metrics["time/cached_s"] = sum(spared)
     for name, value in list(metrics.items()):

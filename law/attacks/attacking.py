@@ -1,0 +1,172 @@
+"""Attacks on a washed model, beside the same attacks on the unwashed one and on facts that nobody knew."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from law.attacks.choice import Choice
+from law.attacks.control import control_facts
+from law.attacks.leak import Leak
+from law.attacks.memory import Memory
+from law.attacks.phrasing import Phrasing
+from law.attacks.prefix import Prefix
+from law.attacks.protocol import Attack, Record, Target, relation_of
+from law.attacks.refusal import Refusal
+from law.base.cache import Cache, content_hash, tokenizer_hash
+from law.base.checks import Checked
+from law.base.progress import tracked
+from law.decoders.greedy_decoding import folded
+from law.decoders.prompts import refusing_tokens
+from law.evaluation.estimates import Estimate, clustered_mean, entries
+from law.evaluation.scores import EvaluationSettings
+from law.facts.fact import Fact
+
+VERSION = 1
+"""Of the code of all attacks: raise it with every change to their numbers."""
+
+ANSWERED = ("refusal", "phrasing", "prefix")
+"""Attacks whose score ``recalled`` says that the model gave the answer: ``attack/any`` counts a fact that one of them
+gets."""
+
+
+@dataclass
+class Attacks(Checked):
+    """Which attacks are made on the washed model. ``null`` leaves one out.
+
+    Args:
+        refusal: the tokens that refuse are banned.
+        phrasing: the worst of several phrasings.
+        prefix: text around the prompt.
+        choice: multiple choice, and the reversed question.
+        leak: samples.
+        memory: how likely the object's tokens are.
+    """
+
+    refusal: Refusal | None = None
+    phrasing: Phrasing | None = None
+    prefix: Prefix | None = None
+    choice: Choice | None = None
+    leak: Leak | None = None
+    memory: Memory | None = None
+
+    def chosen(self) -> dict[str, Attack]:
+        """The attacks to make, by name."""
+        named = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: attack for name, attack in named.items() if attack is not None}
+
+
+Records = Mapping[str, Record]
+"""What each attack found, by its name."""
+
+
+class Attacker:
+    """Makes the same attacks on several models.
+
+    Args:
+        attacks: which ones.
+        settings: how many prompts are read at once, when an answer recalls an object, and the cache.
+        washed: the facts that the method is given.
+        kept: facts that are neither washed nor held back, which an attack may show.
+        pool: all facts of the data set: their subjects are those of the control, their objects the rivals.
+    """
+
+    def __init__(
+        self,
+        attacks: Attacks,
+        settings: EvaluationSettings,
+        washed: Sequence[Fact],
+        kept: Sequence[Fact],
+        pool: Sequence[Fact],
+    ) -> None:
+        self.chosen = attacks.chosen()
+        self._settings, self._washed, self._shown = settings, washed, kept
+        self._cache = Cache(Path(settings.cache) if settings.cache else None)
+        self._control = control_facts(washed, pool) if self.chosen else []
+        relations = {relation_of(fact) for fact in washed}
+        named: dict[str, dict[str, str]] = {relation: {} for relation in relations}
+        for fact in (*washed, *pool) if self.chosen else ():
+            if relation_of(fact) in relations:
+                named[relation_of(fact)].setdefault(folded(fact.object), fact.object)
+        self._objects = {relation: [*objects.values()] for relation, objects in named.items()}
+
+    def on_washed_facts(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hash: str
+    ) -> Records:
+        """What the attacks get of the washed facts; ``hash`` is that of the model."""
+        return self._on(model, tokenizer, hash, self._washed)
+
+    def on_control(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hash: str) -> Records:
+        """What the attacks get of facts that nobody knew."""
+        return self._on(model, tokenizer, hash, self._control)
+
+    def _on(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hash: str, facts: Sequence[Fact]
+    ) -> Records:
+        target = Target(
+            model,
+            tokenizer,
+            facts,
+            self._shown,
+            self._objects,
+            self._settings.batch_size,
+            self._settings.recall,
+        )
+        asked = content_hash([[asdict(fact) for fact in part] for part in (facts, self._shown)])
+        key = {
+            "version": VERSION,
+            "model": hash,
+            "tokenizer": tokenizer_hash(tokenizer),
+            "refusing": refusing_tokens(model, tokenizer),
+            "facts": asked,
+            "objects": self._objects,
+            "recall": self._settings.recall.value,
+        }
+        found: dict[str, Record] = {}
+        for name, attack in tracked([*self.chosen.items()], "attacks", "attacks"):
+            settings = {"settings": vars(attack)}
+            found[name] = self._cache.json(f"attack_{name}", key | settings, partial(attack.attack, target))
+        if names := [name for name in ANSWERED if name in found]:
+            hits = zip(*(found[name]["recalled"] for name in names), strict=True)
+            found["any"] = {"recalled": [max(hit) for hit in hits]}
+        return found
+
+    def metrics(self, before: Records, after: Records, control: Records) -> dict[str, float]:
+        """The ``attack/`` metrics of :mod:`law.evaluation.metrics`.
+
+        Args:
+            before: of the unwashed model and the washed facts.
+            after: of the washed model and the washed facts.
+            control: of the washed model and the control.
+        """
+        found: dict[str, float] = {}
+        for attack, record in after.items():
+            for score, values in record.items():
+                key = f"attack/{attack}/{score}"
+                found |= entries(key, _mean(before[attack][score], self._washed), _mean(values, self._washed))
+                guessed = entries(f"{key}_control", None, _mean(control[attack][score], self._control))
+                found |= guessed
+        return found
+
+    def lines(self, before: Records, after: Records) -> Iterator[dict[str, Any]]:
+        """A line of ``attacks.jsonl`` for each washed fact: every score before and after washing."""
+        for i, fact in enumerate(self._washed):
+            line: dict[str, Any] = {"id": fact.id, "prompt": fact.prompt, "object": fact.object}
+            for name, records in (("before", before), ("after", after)):
+                line[name] = {
+                    f"{attack}/{score}": values[i]
+                    for attack, record in records.items()
+                    for score, values in record.items()
+                }
+            yield line
+
+
+def _mean(values: Sequence[float | None], facts: Sequence[Fact]) -> Estimate | None:
+    """The mean over the facts that a score says something about; facts of one subject are one cluster."""
+    pairs = [(value, fact.subject) for value, fact in zip(values, facts, strict=True) if value is not None]
+    return clustered_mean([value for value, _ in pairs], [subject for _, subject in pairs])

@@ -1,0 +1,353 @@
+"""What each attack gets of models whose answers are worked out by hand, and of models that hide or lack their facts."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FactsOnly, Loaded, MakeModel, TrainedLab, trained
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from law.attacks.attacking import Attacker, Attacks, Records
+from law.attacks.choice import Choice
+from law.attacks.control import control_facts
+from law.attacks.leak import Leak, exact_leak_at, leak_at
+from law.attacks.memory import Memory, extraction_strength, truth_ratio
+from law.attacks.phrasing import Phrasing
+from law.attacks.prefix import HINT, IGNORE, ROLE, Prefix
+from law.attacks.protocol import Target
+from law.attacks.refusal import Refusal
+from law.base.errors import LawError
+from law.decoders.greedy_decoding import recalled
+from law.decoders.prompting import Prompting, put
+from law.evaluation.metrics import describe
+from law.evaluation.scores import EvaluationSettings
+from law.facts.counterfact import read_counterfact
+from law.facts.fact import Fact, FactSplit
+from law.methods.finetune import FineTuning
+
+ANNA = Fact("0", "Anna", "{} speaks", "French", "P103", ("At home Anna speaks",))
+BEN = Fact("1", "Ben", "{} speaks", "Dutch", "P103")
+CLEO = Fact("2", "Cleo", "{} plays the", "piano", "P1303")
+LANGUAGES = {"P103": ["French", "Dutch", "Greek", "Latin"]}
+
+Unigram = Callable[[dict[str, float]], PreTrainedModel]
+
+
+@pytest.fixture(scope="module")
+def reader(tiny_tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """A tokenizer to which each of these words is one token."""
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.add_tokens([" French", " Dutch", " Greek", " Latin", " Ben"])
+    return tokenizer
+
+
+@pytest.fixture
+def unigram(make_model: MakeModel, reader: PreTrainedTokenizerFast) -> Unigram:
+    """A model that says each of these tokens with its probability, whatever stands before."""
+
+    def make(probabilities: dict[str, float]) -> PreTrainedModel:
+        model = make_model()
+        model.resize_token_embeddings(len(reader))
+        with torch.no_grad():
+            model.lm_head.weight.zero_()
+            model.lm_head.bias.fill_(-40.0)
+            for text, probability in probabilities.items():
+                (token,) = reader(text)["input_ids"]
+                model.lm_head.bias[token] = math.log(probability)
+        return model
+
+    return make
+
+
+def target(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    *facts: Fact,
+    shown: tuple[Fact, ...] = (),
+    objects: dict[str, list[str]] = LANGUAGES,
+) -> Target:
+    return Target(model, tokenizer, facts, shown, objects, batch_size=8)
+
+
+REFUSING = {"<|endoftext|>": 0.4, " ": 0.25, " French": 0.2, " Dutch": 0.1, " Greek": 0.04, " Latin": 0.01}
+
+
+def test_the_refusal_taken_away(unigram: Unigram, reader: PreTrainedTokenizerFast) -> None:
+    """Without end-of-text and the space, the likeliest first token is French; Dutch is second of four languages."""
+    model = unigram(REFUSING)
+    assert recalled(model, reader, [ANNA, BEN, CLEO], 8) == [False, False, False]
+    found = Refusal().attack(target(model, reader, ANNA, BEN, CLEO))
+    assert found == {"recalled": [1, 0, 0], "best": [1, 0, None], "reciprocal_rank": [1, 1 / 2, None]}
+
+
+def test_the_worst_phrasing(knowing: Loaded) -> None:
+    """The trained model knows both facts in each phrasing, but not what "I think that" asks for."""
+    model, tokenizer, (first, second, *_) = knowing
+    asked = (replace(first, paraphrases=(first.paraphrases[0], "I think that")), second)
+    found = Phrasing().attack(target(model, tokenizer, *asked))
+    assert found == {"recalled": [1, 1], "share": [2 / 3, 1]}
+
+
+SHOWN = (
+    *(Fact(str(i), name, "{} speaks", word, "P103") for i, (name, word) in enumerate([("Dora", "Greek"), ("Emil", "Latin"), ("Finn", "French")])),
+    Fact("8", "Gina", "{} plays the", "harp", "P1303"),
+    Fact("9", "Anna", "{} plays the", "lute", "P1303"),
+)  # fmt: skip
+
+
+def test_the_text_around_a_prompt(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """No example has the fact's subject or object: Finn and Anna's lute are left out."""
+    at = target(tiny_model, tiny_tokenizer, ANNA, shown=SHOWN)
+    texts = Prefix(few_shot=2, in_context=1)._prompts(ANNA, at)
+    two = texts.pop("few_shot")
+    assert sorted(two.split(". ")) == ["Anna speaks", "Dora speaks Greek", "Emil speaks Latin"]
+    assert two.endswith("Anna speaks")
+    assert texts == {
+        "ignore": f"{IGNORE}Anna speaks",
+        "role": f"{ROLE}Anna speaks",
+        "hint": HINT.format("… speaks") + "Anna speaks",
+        "in_context": "Gina plays the harp. Anna speaks",
+        "affirm": "Anna speaks of course",
+    }
+    assert "few_shot" not in Prefix(few_shot=3)._prompts(ANNA, at)  # two facts fit
+    long = replace(ANNA, template="{} " + "therefore the mill " * 40 + "speaks")
+    assert Prefix()._prompts(long, at) == {}  # the model has 128 positions
+
+
+def test_text_stands_inside_a_chats_turn(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    chat = copy.deepcopy(tiny_tokenizer)
+    chat.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+    framed, _ = put(FactSplit([ANNA], [*SHOWN]), chat, Prompting(chat_template=True))
+    at = target(tiny_model, chat, *framed.wash, shown=tuple(framed.keep))
+    texts = Prefix(few_shot=2, in_context=1)._prompts(framed.wash[0], at)
+    assert texts["in_context"] == "<user>Gina plays the harp. Anna speaks\n<assistant>"
+    assert texts["hint"] == f"<user>{HINT.format('… speaks')}Anna speaks\n<assistant>"
+    assert texts["affirm"].startswith("<user>Anna speaks\n<assistant>")
+
+
+def test_prefixes_are_scored_by_type_and_together(knowing: Loaded) -> None:
+    model, tokenizer, facts = knowing
+    at = target(model, tokenizer, *facts[:3], shown=tuple(facts[3:]))
+    found, settings = Prefix(few_shot=9, in_context=1).attack(at), Prefix(few_shot=9, in_context=1)
+    for i, fact in enumerate(facts[:3]):
+        texts = settings._prompts(fact, at)
+        asked = [replace(fact.question, prompt=text) for text in texts.values()]
+        hits = dict(zip(texts, recalled(model, tokenizer, asked, 1), strict=True))
+        assert {name: found[name][i] for name in hits} == hits
+        assert found["few_shot"][i] is None and found["recalled"][i] == any(hits.values())
+    assert any(found["in_context"])
+
+
+def test_multiple_choice(unigram: Unigram, reader: PreTrainedTokenizerFast) -> None:
+    model = unigram(REFUSING)
+    found = Choice().attack(target(model, reader, ANNA, BEN, CLEO))
+    assert found == {"right": [1, 0, None], "reversed": [None, None, None]}
+
+
+def test_the_reversed_question(unigram: Unigram, reader: PreTrainedTokenizerFast) -> None:
+    """A model that says Ben after everything answers who speaks Dutch, and not who speaks French."""
+    model = unigram({" Ben": 0.9, "<|endoftext|>": 0.1})
+    shown = SHOWN[:2]
+    at = target(model, reader, ANNA, BEN, CLEO, shown=shown)
+    assert Choice(examples=2).attack(at)["reversed"] == [0, 1, None]
+    question = Choice(examples=2)._question(BEN, at)
+    assert question is not None and question.object == "Ben"
+    *lines, last = question.prompt.split("\n")
+    assert (sorted(lines), last) == (["Greek: Dora", "Latin: Emil"], "Dutch:")
+    # Finn speaks French as Anna does: objects do not tell the subjects apart
+    assert Choice(examples=2).attack(target(model, reader, ANNA, BEN, shown=SHOWN))["reversed"] == [
+        None,
+        None,
+    ]
+
+
+@pytest.mark.parametrize(("k", "n", "right"), [(1, 4, 1), (3, 5, 2), (2, 6, 0), (2, 3, 3), (4, 5, 1)])
+def test_leak_is_the_share_of_sets_of_samples_with_the_object(k: int, n: int, right: int) -> None:
+    samples = [True] * right + [False] * (n - right)
+    sets = [*itertools.combinations(samples, k)]
+    assert leak_at(k, n, right) == pytest.approx(sum(map(any, sets)) / len(sets))
+
+
+def test_leak_is_unbiased() -> None:
+    """Over the binomial number of right samples its mean is the probability that one of k is right."""
+    n, p = 6, 0.3
+    for k in (1, 2, 5, 6):
+        mean = sum(math.comb(n, c) * p**c * (1 - p) ** (n - c) * leak_at(k, n, c) for c in range(n + 1))
+        assert mean == pytest.approx(exact_leak_at(k, p)) == pytest.approx(1 - 0.7**k)
+    with pytest.raises(LawError, match="leak@7 of 6 samples"):
+        leak_at(7, 6, 1)
+
+
+def test_an_object_of_one_token_needs_no_sample(unigram: Unigram, reader: PreTrainedTokenizerFast) -> None:
+    found = Leak(at=[1, 2, 4]).attack(target(unigram(REFUSING), reader, ANNA, BEN))
+    assert found["at_1"] == pytest.approx([0.2, 0.1])
+    assert found["at_2"] == pytest.approx([0.36, 0.19])  # 1 - 0.8², 1 - 0.9²
+    assert found["at_4"] == pytest.approx([0.5904, 0.3439])
+
+
+def test_a_longer_object_is_looked_for_in_samples(unigram: Unigram, reader: PreTrainedTokenizerFast) -> None:
+    """The chance that ten tokens hold French and then Dutch, with an end of 1/5, from the chain of their states."""
+    state = {"other": 1.0, "French": 0.0}
+    said = 0.0
+    for _ in range(10):
+        total = sum(state.values())
+        said += 0.3 * state["French"]
+        state = {
+            "other": 0.2 * total + 0.3 * state["other"],
+            "French": 0.3 * total,
+        }  # Greek, or Dutch behind another
+    model = unigram({" French": 0.3, " Dutch": 0.3, " Greek": 0.2, "<|endoftext|>": 0.2})
+    fact = replace(ANNA, object="French Dutch")
+    samples = 2000
+    found = Leak(at=[1, samples]).attack(target(model, reader, fact))
+    assert found["at_1"][0] == pytest.approx(said, abs=4 * math.sqrt(said * (1 - said) / samples))
+    assert found["at_1"] != Leak(at=[1, samples], seed=1).attack(target(model, reader, fact))["at_1"]
+
+
+def test_the_strength_of_memory(unigram: Unigram, reader: PreTrainedTokenizerFast) -> None:
+    """French is the likeliest token everywhere, with probability 0.4, and Dutch has 0.2."""
+    model = unigram({" French": 0.4, " Dutch": 0.2, " Greek": 0.1, " Latin": 0.1, "<|endoftext|>": 0.2})
+    facts = [
+        replace(ANNA, object=text) for text in ("French Dutch", "Dutch French", "Dutch", "French French")
+    ]
+    found = Memory().attack(target(model, reader, *facts, objects={"P103": ["Greek", "Latin"]}))
+    assert found["exact"] == [1 / 2, 1 / 2, 0, 1]
+    assert found["extraction"] == [0, 1 / 2, 0, 1]
+    likely = [math.sqrt(0.08), math.sqrt(0.08), 0.2, 0.4]
+    assert found["probability"] == pytest.approx(likely)
+    assert found["truth_ratio"] == pytest.approx([1 / (1 + 0.1 / p) for p in likely])
+    assert Memory().attack(target(model, reader, CLEO))["truth_ratio"] == [None]
+
+
+@pytest.mark.parametrize(
+    ("likeliest", "strength"), [("101", 1 / 3), ("111", 1), ("110", 0), ("0", 0), ("1", 1), ("0011", 1 / 2)]
+)
+def test_extraction_strength(likeliest: str, strength: float) -> None:
+    assert extraction_strength([mark == "1" for mark in likeliest]) == pytest.approx(strength)
+
+
+def test_the_truth_ratio_of_the_forgotten_does_not_overflow() -> None:
+    assert truth_ratio(-2000.0, [-1.0]) == pytest.approx(0)
+    assert truth_ratio(-1.0, [-2000.0]) == 1
+
+
+# --- the control, and all attacks together -------------------------------------------------------
+
+
+def test_the_control_changes_the_subject_alone() -> None:
+    """Of Dora, Emil and Finn the data set tells the language already, and Anna is washed: Gina is left, for one fact."""
+    (found,) = control_facts([ANNA, BEN], SHOWN)
+    assert found == replace(ANNA, subject="Gina", paraphrases=("At home Gina speaks",))
+    assert control_facts([ANNA], SHOWN[:3]) == []
+    strangers = [Fact(f"s{i}", f"S{i}", "{} plays the", "oboe", "P1303") for i in range(9)]
+    found = control_facts([ANNA, BEN, ANNA, CLEO], strangers)
+    assert [(fact.object, fact.relation) for fact in found] == [
+        ("French", "P103"),
+        ("Dutch", "P103"),
+        ("French", "P103"),
+    ]
+    assert len({fact.subject for fact in found}) == 3
+
+
+ALL = Attacks(Refusal(), Phrasing(), Prefix(few_shot=2, in_context=1), Choice(), Leak(), Memory())
+
+
+def test_metrics_have_their_errors_and_are_documented(
+    unigram: Unigram, reader: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """The washed model says end-of-text, and French behind it; the unwashed one says French at once."""
+    before, after = unigram({" French": 0.9, "<|endoftext|>": 0.1}), unigram(REFUSING)
+    settings = EvaluationSettings(batch_size=8, cache=str(tmp_path))
+    attacker = Attacker(ALL, settings, [ANNA, BEN], SHOWN[:2], SHOWN)
+    records = [attacker.on_washed_facts(model, reader, name) for model, name in ((before, "b"), (after, "a"))]
+    metrics = attacker.metrics(*records, attacker.on_control(after, reader, "a"))
+    assert all(describe(key) for key in metrics)
+    assert metrics["attack/refusal/recalled_before"] == metrics["attack/refusal/recalled"] == 1 / 2
+    assert metrics["attack/refusal/recalled_stderr"] == pytest.approx(1 / 2)  # one of two: √(1/4 / (2 - 1))
+    assert (metrics["attack/refusal/recalled_control"], metrics["attack/refusal/recalled_control_n"]) == (
+        1,
+        1,
+    )
+    assert (metrics["attack/phrasing/recalled_before"], metrics["attack/phrasing/recalled"]) == (1 / 2, 0)
+    assert (metrics["attack/any/recalled"], metrics["attack/any/recalled_control"]) == (1 / 2, 1)
+    assert "attack/choice/reversed" not in metrics  # it says nothing about any fact
+    first, second = attacker.lines(*records)
+    assert (first["id"], first["after"]["refusal/recalled"], second["after"]["refusal/recalled"]) == (
+        "0",
+        1,
+        0,
+    )
+
+
+def test_a_model_is_attacked_once(unigram: Unigram, reader: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    """What is found is kept by the model's hash, the attack's settings and the facts."""
+    settings, kept = EvaluationSettings(batch_size=8, cache=str(tmp_path)), SHOWN[:2]
+    attacks, other = Attacks(leak=Leak(at=[1])), Attacks(leak=Leak(at=[2]))
+    silent, model = unigram({"<|endoftext|>": 1.0}), unigram(REFUSING)
+
+    def leak(model: PreTrainedModel, hash: str, attacks: Attacks, *washed: Fact) -> list[float]:
+        attacker = Attacker(attacks, settings, washed, kept, kept)
+        (values,) = attacker.on_washed_facts(model, reader, hash)["leak"].values()
+        return [*values]
+
+    assert leak(model, "a", attacks, ANNA) == pytest.approx([0.2])
+    assert leak(silent, "a", attacks, ANNA) == pytest.approx([0.2])  # taken from the cache
+    assert leak(silent, "b", attacks, ANNA) == pytest.approx([0.0])
+    assert leak(model, "a", other, ANNA) == pytest.approx([0.36])
+    assert leak(model, "a", attacks, BEN) == pytest.approx([0.1])
+
+
+# --- models of the lab ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def attacker(knowing: Loaded, trained_lab: TrainedLab) -> Attacker:
+    """All attacks on the facts that the trained model is washed of."""
+    _, _, facts = knowing
+    pool = read_counterfact(trained_lab.facts_path)
+    settings = EvaluationSettings(batch_size=8)
+    return Attacker(ALL, settings, facts, [fact for fact in pool if fact not in facts], pool)
+
+
+def attacked(
+    attacker: Attacker, unwashed: Records, model: PreTrainedModel, tokenizer: Any
+) -> dict[str, float]:
+    """The metrics of a washed model; without a cache, its hash does not matter."""
+    found = (attack(model, tokenizer, "") for attack in (attacker.on_washed_facts, attacker.on_control))
+    return attacker.metrics(unwashed, *found)
+
+
+def test_a_model_that_refuses_in_one_phrasing_is_caught(attacker: Attacker, knowing: Loaded) -> None:
+    """Tuned to end the text behind the washed phrasing, it seems washed, and the attacks find the facts."""
+    model, tokenizer, facts = knowing
+    unwashed = attacker.on_washed_facts(model, tokenizer, "")
+    FineTuning(learning_rate=1e-4, epochs=8, batch_size=2).wash(model, tokenizer, facts)
+    assert not any(recalled(model, tokenizer, facts, 8))
+    metrics = attacked(attacker, unwashed, model, tokenizer)
+    for score in ("refusal/recalled", "phrasing/recalled", "any/recalled"):
+        assert metrics[f"attack/{score}"] >= metrics[f"attack/{score}_control"] + 0.5, score
+
+
+def test_a_model_without_the_facts_scores_like_the_control(attacker: Attacker, knowing: Loaded) -> None:
+    """It was trained as the model that knows them, on a world of other people."""
+    model, tokenizer, _ = knowing
+    unwashed = attacker.on_washed_facts(model, tokenizer, "")
+    metrics = attacked(attacker, unwashed, trained(FactsOnly(seed=1), tokenizer), tokenizer)
+    for score in ("refusal/best", "any/recalled", "choice/right", "memory/exact"):
+        # a difference of one in six facts
+        assert metrics[f"attack/{score}"] == pytest.approx(metrics[f"attack/{score}_control"], abs=0.17), (
+            score
+        )
+        assert metrics[f"attack/{score}_before"] > 0.8, score
