@@ -5,6 +5,7 @@ import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -269,12 +270,32 @@ def test_no_kept_fact_repeats_a_washed_one(
             assert split.keep == apart
         else:
             assert len(split.keep) == keep
-            assert split.keep[: len(apart)] == apart[:keep]
+            if wash is None:
+                assert split.keep[: len(apart)] == apart[:keep]
+            else:  # the last ones, and persons of one fact before those of two
+                once = [fact for fact in apart if fact.subject not in {f"Person {i}" for i in range(10)}]
+                twice_told = [fact for fact in apart if fact not in once]
+                chosen = [*once[-keep:], *twice_told[len(twice_told) - max(0, keep - len(once)) :]]
+                assert split.keep == [fact for fact in apart if fact in chosen]
         if wash is not None:
             assert split.wash == order[:wash]
-        mended += not persons(order[:first]).isdisjoint(persons(order[first:][:keep]))
+        seen = order[first:] if wash is not None else order[first:][:keep]
+        mended += not persons(order[:first]).isdisjoint(persons(seen))
     assert mended > 0 and len(caplog.records) == mended
     assert "facts repeat a washed fact and are not among the kept ones" in caplog.text
+
+
+@pytest.mark.parametrize("repeats", [False, True])
+def test_a_sweep_over_the_washed_facts_keeps_the_same_facts(
+    repeats: bool, thirty: str, tmp_path: Path
+) -> None:
+    """And washes more of the same: each draw's washed facts are the beginning of the next one's."""
+    path = twice(tmp_path) if repeats else thirty
+    for seed in range(6):
+        splits = [CounterFact(path, wash, keep=12, seed=seed).load() for wash in (1, 3, 6, 9)]
+        assert len({tuple(fact.id for fact in split.keep) for split in splits}) == 1
+        for fewer, more in pairwise(splits):
+            assert more.wash[: len(fewer.wash)] == fewer.wash
 
 
 def test_facts_that_only_share_a_subject_may_be_kept(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ class FactSource(Checked, ABC):
         path: the file; ``~`` is the home folder. ``null``: the published file, if there is one.
         wash: how many facts to wash, drawn at random. ``null``: all that ``keep`` leaves.
         keep: how many of the other facts to score as kept ones. ``null``: all of them. A fact that repeats a
-            washed one (see :func:`_keys`) is not kept; where possible, another one is kept in its place.
+            washed one (see :func:`_keys`) is not kept; where possible, another one is kept in its place. They are drawn
+            from the end of the order whose beginning is washed, so that a sweep over ``wash`` keeps the same facts.
         seed: the seed of the draw.
         relations: draw only from the facts of these relations. ``null``: from all.
         part: draw only from this part of the facts.
@@ -139,7 +140,7 @@ class FactSource(Checked, ABC):
         if self.wash is None:
             washed, kept, repeats = _exchanged(washed, others)
         else:
-            kept, repeats = _apart(washed, others, keep)
+            kept, repeats = _apart(washed, others, keep, order)
         if repeats:
             log.info("%s: %d facts repeat a washed fact and are not among the kept ones", path, repeats)
         if self.keep is not None and len(kept) < self.keep:
@@ -189,19 +190,21 @@ def _keys(fact: Fact) -> list[tuple[str, ...]]:
     return [*keys, ("relation", subject, fact.relation)] if fact.relation else keys
 
 
-def _apart(washed: Sequence[Fact], others: Sequence[Fact], keep: int) -> tuple[list[Fact], int]:
-    """The first ``keep`` of the others that repeat no washed fact, and the number of those passed over."""
-    taken = {key for fact in washed for key in _keys(fact)} if keep else set()
-    kept: list[Fact] = []
-    repeats = 0
-    for fact in others:
-        if len(kept) == keep:
-            break
-        if taken.isdisjoint(_keys(fact)):
-            kept.append(fact)
-        else:
-            repeats += 1
-    return kept, repeats
+def _apart(
+    washed: Sequence[Fact], others: Sequence[Fact], keep: int, order: Sequence[Fact]
+) -> tuple[list[Fact], int]:
+    """The last ``keep`` of the others that repeat no washed fact, and the number of those that do.
+
+    Facts that repeat no other one of ``order`` come first: whether they are kept does not hang on which are washed.
+    """
+    if not keep:
+        return [], 0
+    taken = {key for fact in washed for key in _keys(fact)}
+    counts = Counter(key for fact in order for key in _keys(fact))
+    free = [fact for fact in reversed(others) if taken.isdisjoint(_keys(fact))]
+    free.sort(key=lambda fact: any(counts[key] > 1 for key in _keys(fact)))  # stable
+    chosen = {id(fact) for fact in free[:keep]}
+    return [fact for fact in others if id(fact) in chosen], len(others) - len(free)
 
 
 def _exchanged(washed: Sequence[Fact], kept: Sequence[Fact]) -> tuple[list[Fact], list[Fact], int]:
