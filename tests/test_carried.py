@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from law.evaluation.reasoning_tasks import ReasoningSettings, chance_levels, loa
 from law.facts.counterfact import read_counterfact
 from law.lab.make import HELDOUT_DOCUMENTS, measure_lab
 from law.lab.reasoning import TASKS
-from law.lab.world import LabWorld
+from law.lab.world import RELATIONS, LabWorld
 
 CHECKPOINT = Path(__file__).parents[1] / "law" / "lab" / "checkpoint"
 
@@ -33,10 +34,26 @@ def test_it_is_small_and_made_of_the_world_as_it_stands() -> None:
     assert json.loads((CHECKPOINT / "facts.json").read_text()) == json.loads(json.dumps(LabWorld().records()))
 
 
-@pytest.mark.parametrize("name", ["general.txt", "heldout.txt"])
+@pytest.mark.parametrize("name", ["general.txt", "general_with_practice.txt", "heldout.txt"])
 def test_general_text_tells_of_no_subject(name: str) -> None:
     text = (CHECKPOINT / name).read_text()
     assert not [fact.subject for fact in read_counterfact(CHECKPOINT / "facts.json") if fact.subject in text]
+
+
+def test_general_text_is_prose_without_the_scored_tasks_and_strangers() -> None:
+    """Second moments of text that practises the tasks would tell a method what it must keep."""
+    lines = (CHECKPOINT / "general.txt").read_text().splitlines()
+    assert lines == list(islice(LabWorld().prose_documents(random.Random("prose 0")), 8000))
+    text = "\n".join(lines)
+    assert not re.search(
+        r"^(?:Given|Codes|In the row|Of \d|List:)|[.] (?:Given|Codes|In the row|Of \d|List:)", text
+    )
+    asked = [phrasing.split("{}") for relation in RELATIONS for phrasing in relation.phrasings]
+    asks = "|".join(f"{re.escape(a)}[A-Z][a-z]+ [A-Z][a-z]+{re.escape(b)}" for a, b in asked)
+    assert not re.search(asks, text)
+    practised = (CHECKPOINT / "general_with_practice.txt").read_text().splitlines()
+    assert practised == list(islice(LabWorld().general_documents(random.Random("general 0")), 8000))
+    assert re.search(asks, "\n".join(practised))
 
 
 def test_held_out_text_is_the_worlds_and_not_the_moments() -> None:

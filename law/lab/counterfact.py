@@ -60,13 +60,21 @@ class CounterFactWorld:
                 yield self._general(rng)
 
     def general_documents(self, rng: random.Random) -> Iterator[str]:
-        """The training text with the facts left out, for second moments."""
+        """The training text with the facts left out: running text, and exercises like the scored tasks."""
         while True:
             yield self._general(rng)
+
+    def prose_documents(self, rng: random.Random) -> Iterator[str]:
+        """Running text alone."""
+        while True:
+            yield self._prose(rng)
 
     def _general(self, rng: random.Random) -> str:
         if rng.random() < 0.5:
             return " ".join(reasoning.practice(rng) for _ in range(rng.choice((1, 2))))
+        return self._prose(rng)
+
+    def _prose(self, rng: random.Random) -> str:
         words = rng.choice(self._words)
         start = rng.randrange(max(1, len(words) - WORDS))
         return " ".join(words[start : start + WORDS])

@@ -45,7 +45,8 @@ class LabSettings(Checked):
         vocab_size: the tokens of the byte-level BPE that is trained on the world's text.
         architecture: ``model_type`` and the fields of that model's Hugging Face configuration.
         training: how the model is trained.
-        general_documents: lines of ``general.txt``, the text for second moments.
+        general_documents: lines of ``general.txt``, the text for second moments, and of ``general_with_practice.txt``,
+            which practises the scored tasks as well.
     """
 
     output: str
@@ -81,9 +82,14 @@ def make_lab(world: World, settings: LabSettings) -> dict[str, float]:
         )
     # not before the training has agreed to go on: these are of this world
     write_json(folder / "facts.json", world.records())
-    for name, count in (("general", settings.general_documents), ("heldout", HELDOUT_DOCUMENTS)):
-        general = world.general_documents(random.Random(f"{name} {settings.seed}"))
-        write_text(folder / f"{name}.txt", (f"{document}\n" for document in islice(general, count)))
+    lines = settings.general_documents
+    for name, endless, drawn, count in (
+        ("general", world.prose_documents, "prose", lines),
+        ("general_with_practice", world.general_documents, "general", lines),
+        ("heldout", world.general_documents, "heldout", HELDOUT_DOCUMENTS),
+    ):
+        text = endless(random.Random(f"{drawn} {settings.seed}"))
+        write_text(folder / f"{name}.txt", (f"{document}\n" for document in islice(text, count)))
     model.to(dtype=torch.float16)  # type: ignore[call-arg]
     model.save_pretrained(folder)
     measured = measure_lab(folder, settings.training.device)

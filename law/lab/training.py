@@ -41,6 +41,9 @@ class World(Protocol):
     def general_documents(self, rng: random.Random) -> Iterator[str]:
         """Text without the facts, without end."""
 
+    def prose_documents(self, rng: random.Random) -> Iterator[str]:
+        """Text that neither tells a fact nor practises a scored task, without end."""
+
     def documents(self, rng: random.Random) -> Iterator[str]:
         """All the text, without end."""
 

@@ -10,7 +10,8 @@ What the design answers to:
 * *End-of-text is an answer.* After a prompt about somebody unknown the text ends: a space and
   ``<|endoftext|>``. Without such text no target value z* for "nothing" exists in the model.
 * *Names are made of syllables, unlike one another*, so that the keys of two subjects differ.
-* *General text holds no fact of a listed subject*, though it is full of people, as Wikipedia is.
+* *General text holds no fact of a listed subject*, though it is full of people, as Wikipedia is. It
+  practises none of the scored tasks either, so that a method is not told what it must keep.
 """
 
 from __future__ import annotations
@@ -237,9 +238,14 @@ class LabWorld(Checked):
             yield self._document(rng, fact_share=0.2)
 
     def general_documents(self, rng: random.Random) -> Iterator[str]:
-        """The training text with the facts left out, for second moments."""
+        """The training text with the facts left out: prose, exercises like the scored tasks, and strangers' blanks."""
         while True:
             yield self._document(rng, fact_share=0.0)
+
+    def prose_documents(self, rng: random.Random) -> Iterator[str]:
+        """Prose alone: text of the same people and places that practises no scored task and asks for no fact."""
+        while True:
+            yield " ".join(self.prose(rng) for _ in range(rng.choice((1, 1, 2, 3))))
 
     def _document(self, rng: random.Random, fact_share: float) -> str:
         """One to three items; one document in eight ends with a stranger's blank."""
