@@ -24,7 +24,7 @@ from law.decoders.saving import Save
 from law.editing.target_values import TargetSettings
 from law.evaluation.reasoning_tasks import RowSource
 from law.facts.counterfact import Selection
-from law.facts.source import Known, Part
+from law.facts.source import Known, Part, part_of
 from law.lab.make import LabSettings
 from law.methods.law import Iterate, SearchWindow, Start
 from law.runs.configuration import build, check_config, train_settings
@@ -69,7 +69,20 @@ def test_every_experiment_composes(name: str) -> None:
     config = compose("config", overrides=[f"experiment={name}"], return_hydra_config=True)
     assert config.name == name
     swept = config.hydra.sweeper.params
-    assert (swept is None) == (name == "real_validation")  # whose settings are given on the command line
+    assert (swept is None) == (
+        name in ("real_validation", "lab_validation")
+    )  # whose settings come from the command line
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_settings_are_chosen_on_other_facts_than_those_of_the_results(name: str) -> None:
+    config = compose("config", overrides=[f"experiment={name}"])
+    chooses = name.startswith("tune_") or name.endswith("_validation") or name == "gradient_ascent_grid"
+    if name == "real_demo":
+        facts = build(config.dataset).load()
+        assert {part_of(fact) for fact in (*facts.wash, *facts.keep)} == {Part.test}
+    else:
+        assert config.dataset.part is (Part.validation if chooses else Part.test)
 
 
 @pytest.mark.parametrize("rule", Recall)

@@ -18,7 +18,7 @@ from law.base.errors import LawError
 from law.facts.counterfact import CounterFact, Selection
 from law.facts.custom import Custom
 from law.facts.download import Download
-from law.facts.source import FactSource
+from law.facts.source import FactSource, Part
 from law.facts.wiki_latest import WikiLatest
 from law.facts.zsre import ZsRE
 from law.runs.configuration import build
@@ -142,7 +142,7 @@ def test_what_is_not_published_needs_a_path(source: FactSource, mend: str) -> No
         (["dataset=zsre", "dataset.wash=5"], {"path": None, "wash": 5, "keep": None}),
         (["dataset=wiki_latest", "dataset.relations=[spouse]"], {"path": None, "relations": ["spouse"]}),
         (["dataset=custom", "dataset.path=facts.csv", "seed=3"], {"path": "facts.csv", "seed": 3}),
-        (["dataset=lab"], {"wash": 200, "keep": None, "selection": Selection.all}),
+        (["dataset=lab"], {"wash": 200, "keep": 200, "part": Part.test, "selection": Selection.all}),
     ],
 )
 def test_options(overrides: list[str], expected: dict[str, Any]) -> None:
