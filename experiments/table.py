@@ -60,7 +60,7 @@ def main() -> None:
     paths, report = write_tables(chosen.folder, chosen.published)
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", WIDTH))
     console = Console(highlight=False, markup=False, width=width)
-    for table in report.full if chosen.full else report.short:
+    for table in [*(report.full if chosen.full else report.short), *report.attacks]:
         console.print(table.title)
         show(console, table, range(table.names + 1, len(table.headings)))
         console.print(f"\n{table.legend} {table.note}\n")

@@ -15,7 +15,7 @@ import torch
 from conftest import FactsOnly, Loaded, MakeModel, TrainedLab, trained
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.attacks.attacking import Attacker, Attacks, Records
+from law.attacks.attacking import NAMES, Attacker, Attacks, Records
 from law.attacks.choice import Choice
 from law.attacks.control import control_facts
 from law.attacks.leak import Leak, exact_leak_at, leak_at
@@ -261,7 +261,7 @@ def test_the_control_changes_the_subject_alone() -> None:
     assert len({fact.subject for fact in found}) == 3
 
 
-ALL = Attacks(Refusal(), Phrasing(), Prefix(few_shot=2, in_context=1), Choice(), Leak(), Memory())
+ALL = Attacks([*NAMES], prefix=Prefix(few_shot=2, in_context=1))
 
 
 def test_metrics_have_their_errors_and_are_documented(
@@ -294,7 +294,7 @@ def test_metrics_have_their_errors_and_are_documented(
 def test_a_model_is_attacked_once(unigram: Unigram, reader: PreTrainedTokenizerFast, tmp_path: Path) -> None:
     """What is found is kept by the model's hash, the attack's settings and the facts."""
     settings, kept = EvaluationSettings(batch_size=8, cache=str(tmp_path)), SHOWN[:2]
-    attacks, other = Attacks(leak=Leak(at=[1])), Attacks(leak=Leak(at=[2]))
+    attacks, other = (Attacks(["leak"], leak=Leak(at=[k])) for k in (1, 2))
     silent, model = unigram({"<|endoftext|>": 1.0}), unigram(REFUSING)
 
     def leak(model: PreTrainedModel, hash: str, attacks: Attacks, *washed: Fact) -> list[float]:

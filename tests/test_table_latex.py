@@ -71,7 +71,7 @@ def test_latex(folder: Path) -> None:
 
 def test_escaping() -> None:
     table = Table("m_1, d", ["method"], [[Cell(r"a|b*c_d%e&f#g$h{i}~j^k<l\m")]], 1, "50 % − 3", "")
-    assert r"| a\|b\*c_d%e&f#g$h{i}~j^k\<l\\m |" in to_markdown([table], [table], [])
+    assert r"| a\|b\*c_d%e&f#g$h{i}~j^k\<l\\m |" in to_markdown([table], [table], [], [])
     escaped = r"a\textbar{}b*c\_d\%e\&f\#g\$h\{i\}\textasciitilde{}j\textasciicircum{}k"
     escaped += r"\textless{}l\textbackslash{}m"
     latex = to_latex([table], [])

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -19,7 +19,7 @@ from law.attacks.prefix import Prefix
 from law.attacks.protocol import Attack, Record, Target, relation_of
 from law.attacks.refusal import Refusal
 from law.base.cache import Cache, content_hash, tokenizer_hash
-from law.base.checks import Checked
+from law.base.checks import Accepted, Checked
 from law.base.progress import tracked
 from law.decoders.greedy_decoding import folded
 from law.decoders.prompts import refusing_tokens
@@ -35,11 +35,21 @@ ANSWERED = ("refusal", "phrasing", "prefix")
 gets."""
 
 
+NAMES = ("refusal", "phrasing", "prefix", "choice", "leak", "memory")
+"""The attacks that there are, in the order in which they are made."""
+
+Names = Annotated[
+    list[str],
+    Accepted(f"a list of attacks, which are {', '.join(NAMES)}", lambda values: {*values} <= {*NAMES}),
+]
+
+
 @dataclass
 class Attacks(Checked):
-    """Which attacks are made on the washed model. ``null`` leaves one out.
+    """Which attacks are made on the washed model, and the settings of each.
 
     Args:
+        made: the names of the attacks that are made.
         refusal: the tokens that refuse are banned.
         phrasing: the worst of several phrasings.
         prefix: text around the prompt.
@@ -48,17 +58,17 @@ class Attacks(Checked):
         memory: how likely the object's tokens are.
     """
 
-    refusal: Refusal | None = None
-    phrasing: Phrasing | None = None
-    prefix: Prefix | None = None
-    choice: Choice | None = None
-    leak: Leak | None = None
-    memory: Memory | None = None
+    made: Names = field(default_factory=list)
+    refusal: Refusal = field(default_factory=Refusal)
+    phrasing: Phrasing = field(default_factory=Phrasing)
+    prefix: Prefix = field(default_factory=Prefix)
+    choice: Choice = field(default_factory=Choice)
+    leak: Leak = field(default_factory=Leak)
+    memory: Memory = field(default_factory=Memory)
 
     def chosen(self) -> dict[str, Attack]:
         """The attacks to make, by name."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: attack for name, attack in named.items() if attack is not None}
+        return {name: getattr(self, name) for name in NAMES if name in self.made}
 
 
 Records = Mapping[str, Record]

@@ -74,6 +74,14 @@ def save_washed(
         check_delta(model, unwashed, partial / DELTA)
 
 
+def load_delta(model: PreTrainedModel, file: Path) -> None:
+    """Give the unwashed model the tensors that washing changed (``delta.safetensors``), in place."""
+    own = tensors_of(model)
+    with safe_open(file, framework="pt") as saved:
+        for name in saved.keys():  # noqa: SIM118  it is no mapping
+            own[name].copy_(saved.get_tensor(name))
+
+
 def check_delta(model: PreTrainedModel, unwashed: Mapping[str, Tensor], file: Path) -> None:
     """Refuse a file that does not turn the unwashed model into the washed one; one tensor is read at a time.
 

@@ -109,8 +109,8 @@ def describe(key: str) -> Metric:
 
 
 def pattern(key: str) -> str:
-    """The regular expression of the keys that a key with names in braces stands for."""
-    return re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", key)
+    """The regular expression of the keys that a key with names in braces stands for; ``{k}`` is a number."""
+    return re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", key.replace("{k}", r"(?P<k>\d+)"))
 
 
 def _cut(key: str, suffix: str) -> tuple[str, bool]:

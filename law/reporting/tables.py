@@ -8,6 +8,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from law.evaluation.metrics import Metric, pattern
+from law.reporting.attack_table import WORST, attack_table, worst_cells
 from law.reporting.comparability import Panel, names_of, panels_of
 from law.reporting.labels import labels
 from law.reporting.notes import describe_columns, explain
@@ -50,16 +51,17 @@ FULL = (
 
 @dataclass(frozen=True)
 class Report:
-    """The tables of a sweep, one for each panel, and the remarks on it."""
+    """The tables of a sweep, one for each panel, and the remarks on it. Panels that were not attacked have none of attacks."""
 
     short: list[Table]
     full: list[Table]
+    attacks: list[Table]
     remarks: list[str]
 
 
 def build_report(sweep: Sweep, published: Sequence[Published] = ()) -> Report:
     """The tables of a sweep, with the published numbers of the same model and data set."""
-    report = Report([], [], list_remarks(sweep))
+    report = Report([], [], [], list_remarks(sweep))
     for panel in panels_of(sweep.setups):
         quoted = [one for one in published if (one.model, one.dataset) == (panel.model, panel.dataset)]
         scores = {setup: scores_of(sweep, setup) for setup in panel.setups}
@@ -70,9 +72,15 @@ def build_report(sweep: Sweep, published: Sequence[Published] = ()) -> Report:
         for tables, columns in ((report.short, short), (report.full, full)):
             headings = ["method", "runs", *(f"{title} {ARROWS[m.better]}" for m, title in columns.items())]
             bare = {"time/wash_s"} if columns is short else set()  # a short table lacks the width
-            rows = _rows(sweep, panel, scores, quoted, [*columns], bare)
+            worst = worst_cells(panel, scores) if columns is short else {}
+            rows = _rows(sweep, panel, scores, quoted, [*columns], bare, worst)
             legend = describe_columns(panel, columns, reported)
+            if worst:
+                headings.append("worst attack ↓")
+                legend += f" {WORST}"
             tables.append(Table(panel.title, headings, rows, names=1, legend=legend, note=note))
+        if attacked := attack_table(panel, scores):
+            report.attacks.append(attacked)
     return report
 
 
@@ -83,10 +91,11 @@ def _rows(
     quoted: Sequence[Published],
     metrics: Sequence[Metric],
     bare: Container[str],
+    last: Mapping[Setup, Cell],
 ) -> list[list[Cell]]:
     """A row for each setup, and after those of its method one for what was published of it.
 
-    ``bare`` holds the metrics to show without ±.
+    ``bare`` holds the metrics to show without ±, ``last`` the cells of one more column, if there is one.
     """
     washed = [scores[setup] for setup in panel.setups if setup.method != "none"]
     best = {metric.key: _best(metric, [mine.get(metric.key) for mine in washed]) for metric in metrics}
@@ -103,11 +112,13 @@ def _rows(
                 text = NOTHING if done else _worst(missing)
             wins = score and setup.method != "none" and _shown(metric, score.mean) == best[metric.key]
             cells.append(Cell(text, bool(wins)))
-        lines.append((setup, cells))
+        lines.append((setup, [*cells, *([last[setup]] if last else [])]))
     for method in dict.fromkeys(one.method for one in quoted):
         values = {one.metric: one.value for one in quoted if one.method == method}
         texts = [_text(m, values[m.key]) if m.key in values else NOTHING for m in metrics]
-        row = [Cell(text) for text in (f"{method} (published)", NOTHING, *texts)]
+        row = [
+            Cell(text) for text in (f"{method} (published)", NOTHING, *texts, *([NOTHING] if last else []))
+        ]
         lines.append((Setup(panel.model, panel.dataset, method), row))
     lines.sort(key=lambda line: line[0].order[:4])  # stable: published rows follow measured ones
     return [cells for _, cells in lines]

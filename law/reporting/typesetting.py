@@ -49,8 +49,11 @@ class Table:
     note: str
 
 
-def to_markdown(short: Sequence[Table], full: Sequence[Table], remarks: Sequence[str]) -> str:
-    """For each panel the short table with legend and note, then the full one with its legend; then the remarks.
+def to_markdown(
+    short: Sequence[Table], full: Sequence[Table], attacks: Sequence[Table], remarks: Sequence[str]
+) -> str:
+    """For each panel the short table with legend and note, then the full one with its legend; then the tables of
+    attacks with theirs, and the remarks.
 
     The tables are padded, so that they also read well as plain text.
     """
@@ -60,6 +63,8 @@ def to_markdown(short: Sequence[Table], full: Sequence[Table], remarks: Sequence
             blocks.append(f"### {brief.title}")
         blocks += [pipes(brief), _markdown(f"{brief.legend} {brief.note}".strip())]
         blocks += ["All columns:", pipes(whole), _markdown(whole.legend)]
+    for table in attacks:
+        blocks += [f"### {table.title}", pipes(table), _markdown(f"{table.legend} {table.note}")]
     if remarks:
         blocks.append("\n".join(f"- {_markdown(remark)}" for remark in remarks))
     return "\n\n".join(filter(None, blocks)) + "\n"

@@ -14,7 +14,7 @@ from law.reporting.typesetting import to_latex, to_markdown
 
 
 def write_tables(folder: Path, published: Path | None = None) -> tuple[list[Path], Report]:
-    """Write ``table.md`` (short and full tables), ``table.tex``, ``table.csv`` and ``tradeoff.png``.
+    """Write ``table.md`` (short and full tables, and those of attacks), ``table.tex``, ``table.csv`` and ``tradeoff.png``.
 
     There is no picture if no run has scores for both of its axes.
 
@@ -28,9 +28,9 @@ def write_tables(folder: Path, published: Path | None = None) -> tuple[list[Path
     sweep = load_sweep(folder)
     report = build_report(sweep, quoted)
     paths = [folder / name for name in ("table.md", "table.csv", "table.tex")]
-    write_text(paths[0], [to_markdown(report.short, report.full, report.remarks)])
+    write_text(paths[0], [to_markdown(report.short, report.full, report.attacks, report.remarks)])
     write_csv(sweep, paths[1])
-    write_text(paths[2], [to_latex(report.full, report.remarks)])
+    write_text(paths[2], [to_latex([*report.full, *report.attacks], report.remarks)])
     if can_plot_tradeoff(sweep):
         paths.append(folder / "tradeoff.png")
         plot_tradeoff(sweep, paths[-1])

@@ -17,7 +17,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 import law
@@ -217,6 +217,20 @@ def _run_name(*, _root_: DictConfig) -> str:
 def build(config: DictConfig) -> Any:
     """The object that a group's ``_target_`` names. Settings inside it become dataclasses as well."""
     return instantiate(config, _convert_="object")
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """What a run was made with, from the configuration in its folder: model, data set, evaluation and prompting.
+
+    Raises:
+        OmegaConfBaseException: an earlier version wrote a configuration that these classes do not take.
+    """
+    config: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
+    OmegaConf.resolve(config)
+    parts = {name: get_class(config[name]._target_) for name in ("model", "dataset", "evaluation")}
+    typed = {name: OmegaConf.merge(schema(cls), config[name]) for name, cls in parts.items()}
+    typed["prompting"] = OmegaConf.merge(Prompting, config.prompting)
+    return {name: build(part) for name, part in typed.items()}  # type: ignore[arg-type]
 
 
 def identity(config: DictConfig) -> Identity:

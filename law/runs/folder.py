@@ -30,6 +30,11 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of JSON Lines."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def clear(folder: Path) -> None:
     """Leave no result of an earlier run where those of the next one are to be.
 
