@@ -21,14 +21,16 @@ from law.facts.fact import Fact
 from law.lab.world import LabWorld
 from law.methods.finetune import FineTuning
 from law.methods.gradient_ascent import GradientAscent
+from law.methods.jensun import JensUn
 from law.methods.law import LAW
 from law.methods.memit import MEMIT
 from law.methods.npo import NPO
 from law.methods.protocol import Method
 from law.methods.rmu import RMU
+from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
 from law.tuning.adapters import Lora
-from law.tuning.retain import Retain, RetainSet
+from law.tuning.retain import Hold, Retain, RetainSet
 
 FACTS = [Fact(str(i), name, "{} lives in", "Boston", "") for i, name in enumerate(("Anna", "Bert", "Carla"))]
 LORA = Lora(rank=2, dropout=0.0)
@@ -50,12 +52,14 @@ RESTORING: dict[str, Make] = {
     "rmu": lambda text: RMU(
         learning_rate=1e-2, epochs=2, layers=[0, 1], steering=3.0, retain=RetainSet(str(text))
     ),
+    "undial": lambda text: UNDIAL(learning_rate=1e-2, epochs=2, retain=Retain(str(text))),
     "woh": lambda _: WOH(learning_rate=1e-2, epochs=2, reinforce_learning_rate=1e-2),
     "woh with LoRA": lambda _: WOH(learning_rate=1e-2, epochs=2, reinforce_learning_rate=1e-2, lora=LORA),
     "finetune with LoRA": lambda _: FineTuning(learning_rate=1e-2, epochs=2, lora=LORA),
 }
 PARTLY: dict[str, Make] = {
     "gradient_ascent": lambda _: GradientAscent(learning_rate=1e-2, epochs=2),
+    "jensun": lambda text: JensUn(learning_rate=1e-2, epochs=2, retain=Retain(str(text), loss=Hold.js)),
     "npo": lambda text: NPO(learning_rate=1e-2, epochs=2, retain=Retain(str(text))),
 }
 
