@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from numbers import Integral
@@ -49,6 +50,13 @@ Positives = Annotated[
     Accepted(
         "a list of finite numbers above 0",
         lambda values: len(values) > 0 and all(0 < value < math.inf for value in values),
+    ),
+]
+FolderName = Annotated[
+    str,
+    Accepted(
+        "the name of a folder, or several with / between them, of letters, digits and _ . + = -, none beginning with a dot",
+        lambda name: re.fullmatch(r"(?!\.)[\w.+=-]+(/(?!\.)[\w.+=-]+)*", name) is not None,
     ),
 ]
 Layers = Annotated[

@@ -54,11 +54,16 @@ def merge_adapter(model: PreTrainedModel, adapter: Path) -> PreTrainedModel:
         LawError: the adapter's kind can't be merged, it was made for another model, or it changes one of two tied layers.
     """
     from peft import PeftModel  # it takes seconds to import
+    from peft.utils.constants import SAFETENSORS_WEIGHTS_NAME
 
     unused: list[str] = []
     # peft drops the weights that fit no module, and does not tell
     hook = model.register_load_state_dict_post_hook(lambda _, keys: unused.extend(keys.unexpected_keys))
     try:
+        if not (
+            adapter.parent / SAFETENSORS_WEIGHTS_NAME
+        ).is_file():  # peft would take a pickle, which can run code
+            raise OSError(f"there is no {SAFETENSORS_WEIGHTS_NAME}")
         with warnings.catch_warnings():
             warnings.filterwarnings("error", message=".*missing adapter keys")
             adapted = PeftModel.from_pretrained(model, str(adapter.parent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ from law.decoders.gguf_files import converted, gguf_file
 from law.decoders.parts import Parts, name_parts
 from law.decoders.vocabulary import fit_tokenizer
 
+log = logging.getLogger(__name__)
+
 NO_ADAPTER = {"subfolder": "no-adapter"}
 """Where transformers is made to look for an adapter, so that it attaches none: it is merged here."""
 
@@ -47,6 +50,8 @@ class ModelSettings(Checked):
         converted: where the checkpoints that GGUF files are converted into are kept.
         package: a Python package that carries the weights. ``model=packaged`` makes the path of it and of ``file``.
         file: a GGUF file, or a folder, in that package.
+        trust_remote_code: run the Python code that the checkpoint brings along, for an architecture that transformers lacks.
+            Such code can do anything that the user can.
     """
 
     path: str = field(metadata=FILES)
@@ -57,6 +62,7 @@ class ModelSettings(Checked):
     converted: str = field(default="outputs/models", metadata=SAME_RESULTS)
     package: str | None = field(default=None, metadata=SAME_RESULTS)  # the path that they make counts
     file: str | None = field(default=None, metadata=SAME_RESULTS)
+    trust_remote_code: bool = False
 
     def content(self, hashes: FileHashes) -> Any:
         """What the model's files hold, and those of the model that an adapter changes; ``None`` where they are not here."""
@@ -82,6 +88,8 @@ def _content(path: str, hashes: FileHashes) -> dict[str, str] | str | None:
 def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in evaluation mode, and its tokenizer, which pads with something.
 
+    Weights are read from safetensors and GGUF files only: other formats can run code when they are read.
+
     Raises:
         LawError: no such model, dtype or device, with what was looked for; a model that can't be washed.
     """
@@ -92,6 +100,11 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedToke
     file = gguf_file(settings.path)
     path = base = settings.path if file is None else str(converted(file, Path(settings.converted)))
     local = {base: _is_here(base)}
+    trusted = settings.trust_remote_code
+    if trusted:
+        log.warning(
+            "model.trust_remote_code=true: the Python code of %s runs, with all rights of this user", base
+        )
     try:
         if adapter := find_adapter(base, local[base]):
             base = base_of(adapter, base)
@@ -106,14 +119,16 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedToke
             local_files_only=local[base],
             adapter_kwargs=NO_ADAPTER if adapter else None,
             output_loading_info=True,
+            trust_remote_code=trusted,
+            use_safetensors=True,
         )
-        tokenizer = _tokenizer(local)
+        tokenizer = _tokenizer(local, trusted)
     except (OSError, ValueError, SafetensorError) as error:
         changed = f" (the adapter {path} changes it)" if base != path else ""
         raise LawError(
             f"The model {base!r}{changed} could not be loaded: {_what_is_there(base, local[base])}. Expected "
             "config.json, model.safetensors and tokenizer.json in a local folder, or a model's name on a hub "
-            f"within reach. Set model.path=/some/folder. ({first_line(error)})"
+            f"within reach. {_mend(base, error)} ({first_line(error)})"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise LawError(
@@ -135,6 +150,18 @@ def load_model(settings: ModelSettings) -> tuple[PreTrainedModel, PreTrainedToke
     return model.eval(), tokenizer
 
 
+def _mend(path: str, error: Exception) -> str:
+    """What to do about a model that could not be loaded."""
+    if "trust_remote_code" in str(error):
+        return "It needs Python code of its own. Read that code, then set model.trust_remote_code=true to run it."
+    if any(Path(path).glob("*.bin")):
+        return (
+            "Files that end in .bin can run code when they are read. Where you trust them, convert them once: "
+            "AutoModelForCausalLM.from_pretrained(folder).save_pretrained(other_folder), and the tokenizer likewise."
+        )
+    return "Set model.path=/some/folder."
+
+
 def _is_here(path: str) -> bool:
     """Whether to look on this machine alone: in a folder, or, with no hub within reach, in the hub's cache.
 
@@ -143,16 +170,16 @@ def _is_here(path: str) -> bool:
     return Path(path).is_dir() or not hub_reachable()
 
 
-def _tokenizer(places: Mapping[str, bool]) -> PreTrainedTokenizerBase:
+def _tokenizer(places: Mapping[str, bool], trusted: bool) -> PreTrainedTokenizerBase:
     """The tokenizer of the first place that has one: an adapter, or else its base."""
     *others, last = places.items()
     for path, local in others:
         try:
-            return AutoTokenizer.from_pretrained(path, local_files_only=local)
+            return AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trusted)
         except (OSError, ValueError):
             continue
     path, local = last
-    return AutoTokenizer.from_pretrained(path, local_files_only=local)
+    return AutoTokenizer.from_pretrained(path, local_files_only=local, trust_remote_code=trusted)
 
 
 def refuse_quantised(config: Mapping[str, Any], path: str) -> None:

@@ -8,7 +8,8 @@ the module again.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 import law
 from law.attacks.attacking import Attacks
 from law.base.cache import content_hash
-from law.base.checks import Seed, ranges, refuse_out_of_range
+from law.base.checks import FolderName, Seed, ranges, refuse_out_of_range
 from law.base.errors import LawError
 from law.base.settings import SAME_RESULTS
 from law.decoders.loading import ModelSettings
@@ -70,7 +71,7 @@ class RunConfig:
         prompting: how facts are put to the model.
     """
 
-    name: str = field(metadata=SAME_RESULTS)
+    name: FolderName = field(metadata=SAME_RESULTS)
     seed: Seed
     save: Save = field(metadata=SAME_RESULTS)
     rerun: bool = field(metadata=SAME_RESULTS)
@@ -202,6 +203,7 @@ def _register() -> None:
         "package", lambda path: str(Path(law.__file__).parent / path), replace=True
     )
     OmegaConf.register_new_resolver("packaged", packaged_file, replace=True)
+    OmegaConf.register_new_resolver("sweep_folder", _sweep_folder, replace=True)
     OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
 
 
@@ -211,12 +213,38 @@ def _run_name(*, _root_: DictConfig) -> str:
         check_config(_root_)
     choices = _root_.hydra.runtime.choices
     digest = content_hash(reduced(_root_, lambda path: str(local(path).resolve())))
-    return f"{choices.method}-{choices.model}-{choices.dataset}-s{_root_.seed}-{digest[:8]}"
+    # an option in a folder of its group, such as method=mine/law, is no folder here
+    chosen = re.sub(r"[^\w.+-]", "_", f"{choices.method}-{choices.model}-{choices.dataset}")
+    return f"{chosen}-s{_root_.seed}-{digest[:8]}"
+
+
+def _sweep_folder(*, _root_: DictConfig) -> str:
+    """The folder of a sweep's runs, checked here because Hydra makes it before any code of the run."""
+    refuse_out_of_range(RunConfig, {"name": _root_.name}, "")
+    return f"outputs/{_root_.name}"
 
 
 def build(config: DictConfig) -> Any:
-    """The object that a group's ``_target_`` names. Settings inside it become dataclasses as well."""
+    """The object that a group's ``_target_`` names. Settings inside it become dataclasses as well.
+
+    Raises:
+        LawError: a ``_target_`` that is not the class of a registered schema.
+    """
+    _refuse_other_code(config)
     return instantiate(config, _convert_="object")
+
+
+def _refuse_other_code(config: DictConfig) -> None:
+    groups = (nodes for group, nodes in ConfigStore.instance().repo.items() if group != "hydra")
+    schemas = (node for nodes in groups if isinstance(nodes, dict) for node in nodes.values())
+    known = {node.node.get("_target_") for node in schemas}
+    for target in _targets(OmegaConf.to_container(config)):
+        if target not in known:
+            raise LawError(
+                f"The configuration would call {target!r}; expected one of the classes that law/runs/configuration.py lists, "
+                "since a configuration may come from elsewhere and must not run other code. Choose an option of the "
+                "group, or add the class there."
+            )
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -227,10 +255,22 @@ def recorded(folder: Path) -> dict[str, Any]:
     """
     config: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
     OmegaConf.resolve(config)
+    _refuse_other_code(config)
     parts = {name: get_class(config[name]._target_) for name in ("model", "dataset", "evaluation")}
     typed = {name: OmegaConf.merge(schema(cls), config[name]) for name, cls in parts.items()}
     typed["prompting"] = OmegaConf.merge(Prompting, config.prompting)
     return {name: build(part) for name, part in typed.items()}  # type: ignore[arg-type]
+
+
+def _targets(value: Any) -> Iterator[str]:
+    """Every ``_target_`` in a configuration, at any depth."""
+    if isinstance(value, dict):
+        if "_target_" in value:
+            yield str(value["_target_"])
+        value = [*value.values()]
+    if isinstance(value, list):
+        for inner in value:
+            yield from _targets(inner)
 
 
 def identity(config: DictConfig) -> Identity:
