@@ -13,8 +13,10 @@ from typing import Any
 import pytest
 import torch
 from conftest import FactsOnly, Loaded, MakeModel, TrainedLab, trained
+from small import random_model, weights
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from law.attacks import relearning
 from law.attacks.attacking import NAMES, Attacker, Attacks, Records
 from law.attacks.choice import Choice
 from law.attacks.control import control_facts
@@ -23,7 +25,9 @@ from law.attacks.memory import Memory, extraction_strength, truth_ratio
 from law.attacks.phrasing import Phrasing
 from law.attacks.prefix import HINT, IGNORE, ROLE, Prefix
 from law.attacks.protocol import Target
+from law.attacks.quantisation import Quantisation, int8, nf4, rounded
 from law.attacks.refusal import Refusal
+from law.attacks.relearning import Relearning
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import recalled
 from law.decoders.prompting import Prompting, put
@@ -32,6 +36,7 @@ from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import read_counterfact
 from law.facts.fact import Fact, FactSplit
 from law.methods.finetune import FineTuning
+from law.tuning.training_rows import fact_rows
 
 ANNA = Fact("0", "Anna", "{} speaks", "French", "P103", ("At home Anna speaks",))
 BEN = Fact("1", "Ben", "{} speaks", "Dutch", "P103")
@@ -243,6 +248,76 @@ def test_the_truth_ratio_of_the_forgotten_does_not_overflow() -> None:
     assert truth_ratio(-1.0, [-2000.0]) == 1
 
 
+def test_int8_rounds_to_steps_of_each_output() -> None:
+    """Steps of 0.01 and of 1: 0.4 and 126.6 steps are rounded to 0 and 127."""
+    weight = torch.tensor([[1.27, -0.5, 0.004], [127.0, -126.6, 0.0], [0.0, 0.0, 0.0]])
+    expected = torch.tensor([[1.27, -0.5, 0.0], [127.0, -127.0, 0.0], [0.0, 0.0, 0.0]])
+    assert torch.allclose(int8(weight), expected, atol=1e-6)
+
+
+def test_nf4_rounds_to_its_levels_in_blocks() -> None:
+    """The first block's largest weight is 2, and that of the last, of 16 weights, is 0.1."""
+    weight = torch.zeros(2, 40)
+    weight[0, :5] = torch.tensor([2.0, -2.0, 0.2, 0.9, -1.3])
+    weight[1, 39] = weight[1, 38] = 0.1  # weights 79 and 78 of 80
+    weight[1, 24] = -0.06  # weight 64, the first of the last block
+    expected = torch.zeros(2, 40)
+    # of 0.1, 0.45 and -0.65 the nearest levels are 0.0796, 0.4407 and -0.6962; of -0.6 it is -0.5251
+    expected[0, :5] = torch.tensor([2.0, -2.0, 2 * 0.0795803, 2 * 0.4407098, -2 * 0.6961928])
+    expected[1, 39] = expected[1, 38] = 0.1
+    expected[1, 24] = -0.1 * 0.5250731
+    assert torch.allclose(nf4(weight), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_every_linear_layer_but_the_head_is_rounded_and_put_back(name: str) -> None:
+    """The weights of GPT-2's Conv1D lie the other way round."""
+    model = random_model(name)
+    before = weights(model)
+    with pytest.raises(RuntimeError, match="inside"), rounded(model, int8):
+        block = model.transformer.h[0].mlp
+        layer, outputs = (block.c_proj, 1) if name == "gpt2" else (block.fc_out, 0)
+        own = before[f"transformer.h.0.mlp.{'c_proj' if name == 'gpt2' else 'fc_out'}.weight"]
+        steps = layer.weight / (own.abs().amax(1 - outputs, keepdim=True) / 127)
+        assert torch.allclose(steps, steps.round(), atol=1e-3) and not torch.equal(layer.weight, own)
+        assert torch.equal(
+            model.get_output_embeddings().weight,
+            before.get("lm_head.weight", before["transformer.wte.weight"]),
+        )
+        raise RuntimeError("inside")
+    assert all(torch.equal(parameter, before[key]) for key, parameter in model.named_parameters())
+
+
+def test_quantisation_asks_the_rounded_model(knowing: Loaded) -> None:
+    """One step for all weights but the largest leaves nothing of what the model knows; int8 leaves all of it."""
+    model, tokenizer, facts = knowing
+    found = Quantisation().attack(target(model, tokenizer, *facts))
+    assert found["int8"] == [1] * 6
+    with rounded(model, nf4):
+        assert found["nf4"] == recalled(model, tokenizer, facts, 8)
+
+
+def test_relearning_asks_for_facts_that_were_not_shown(
+    knowing: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer, facts = knowing
+    before, shown = weights(model), []
+    monkeypatch.setattr(
+        relearning, "fact_rows", lambda t, some, **how: shown.append(some) or fact_rows(t, some, **how)
+    )
+    settings = Relearning(parts=3, learning_rates=[1e-4], epochs=2, batch_size=2)
+    found = settings.attack(target(model, tokenizer, *facts, CLEO))
+    assert all(torch.equal(parameter, before[key]) for key, parameter in model.named_parameters())
+    assert not model.training
+    asked = [[fact for fact in (*facts, CLEO) if fact not in some] for some in shown]
+    assert sorted(fact.id for part in asked for fact in part) == sorted(fact.id for fact in (*facts, CLEO))
+    for some, part in zip(shown, asked, strict=True):
+        assert not {fact.subject for fact in some} & {fact.subject for fact in part}
+    assert found.keys() == {"recalled", "epoch_1", "epoch_2"} and found["recalled"] == found["epoch_2"]
+    assert sum(found["recalled"]) >= 5 and found["recalled"][-1] == 0  # the model never knew of Cleo
+    assert Relearning().attack(target(model, tokenizer, CLEO))["recalled"] == [None]
+
+
 # --- the control, and all attacks together -------------------------------------------------------
 
 
@@ -261,7 +336,10 @@ def test_the_control_changes_the_subject_alone() -> None:
     assert len({fact.subject for fact in found}) == 3
 
 
-ALL = Attacks([*NAMES], prefix=Prefix(few_shot=2, in_context=1))
+TAUGHT = Relearning(
+    learning_rates=[3e-4, 1e-3], epochs=6, batch_size=2
+)  # a model so small learns in few, large steps
+ALL = Attacks([*NAMES], prefix=Prefix(few_shot=2, in_context=1), relearning=TAUGHT)
 
 
 def test_metrics_have_their_errors_and_are_documented(
@@ -336,7 +414,7 @@ def test_a_model_that_refuses_in_one_phrasing_is_caught(attacker: Attacker, know
     FineTuning(learning_rate=1e-4, epochs=8, batch_size=2).wash(model, tokenizer, facts)
     assert not any(recalled(model, tokenizer, facts, 8))
     metrics = attacked(attacker, unwashed, model, tokenizer)
-    for score in ("refusal/recalled", "phrasing/recalled", "any/recalled"):
+    for score in ("refusal/recalled", "phrasing/recalled", "any/recalled", "relearning/recalled"):
         assert metrics[f"attack/{score}"] >= metrics[f"attack/{score}_control"] + 0.5, score
 
 
@@ -345,7 +423,14 @@ def test_a_model_without_the_facts_scores_like_the_control(attacker: Attacker, k
     model, tokenizer, _ = knowing
     unwashed = attacker.on_washed_facts(model, tokenizer, "")
     metrics = attacked(attacker, unwashed, trained(FactsOnly(seed=1), tokenizer), tokenizer)
-    for score in ("refusal/best", "any/recalled", "choice/right", "memory/exact"):
+    for score in (
+        "refusal/best",
+        "any/recalled",
+        "choice/right",
+        "memory/exact",
+        "quantisation/nf4",
+        "relearning/recalled",
+    ):
         # a difference of one in six facts
         assert metrics[f"attack/{score}"] == pytest.approx(metrics[f"attack/{score}_control"], abs=0.17), (
             score

@@ -189,7 +189,7 @@ ZERO_IS_MEANT = {
     *("ReasoningSettings.few_shot", "Prompting.examples"),  # no examples
     "LabWorld.multi_fact_subjects",
     *("TrainingSettings.weight_decay", "TrainingSettings.warmup"),
-    *("MEMIT.context_seed", "Leak.seed"),
+    *("MEMIT.context_seed", "Leak.seed", "Relearning.seed"),
     *(f"{method}.weight_decay" for method in TUNED),
     *(f"{source}.keep" for source in SOURCES),
     *(f"{seeded}.seed" for seeded in (*TUNED, *SOURCES)),

@@ -48,9 +48,13 @@ STAGES = {
     "attacks/attacking": (
         *(
             f"attacks/{name}"
-            for name in ("choice", "control", "leak", "memory", "phrasing", "prefix", "protocol", "refusal")
+            for name in (
+                *("choice", "control", "leak", "memory", "phrasing", "prefix", "protocol"),
+                *("quantisation", "refusal", "relearning"),
+            )
         ),
         *("decoders/greedy_decoding", "decoders/prompts", "evaluation/likelihood", "facts/fact"),
+        *("tuning/loop", "tuning/training_rows"),
     ),
     "evaluation/reasoning": ("evaluation/reasoning_tasks", "evaluation/local_rows", "evaluation/tasks/rows"),
 }

@@ -17,9 +17,11 @@ from law.attacks.memory import Memory
 from law.attacks.phrasing import Phrasing
 from law.attacks.prefix import Prefix
 from law.attacks.protocol import Attack, Record, Target, relation_of
+from law.attacks.quantisation import Quantisation
 from law.attacks.refusal import Refusal
+from law.attacks.relearning import Relearning
 from law.base.cache import Cache, content_hash, tokenizer_hash
-from law.base.checks import Accepted, Checked
+from law.base.checks import Accepted, Checked, Count
 from law.base.progress import tracked
 from law.decoders.greedy_decoding import folded
 from law.decoders.prompts import refusing_tokens
@@ -35,7 +37,7 @@ ANSWERED = ("refusal", "phrasing", "prefix")
 gets."""
 
 
-NAMES = ("refusal", "phrasing", "prefix", "choice", "leak", "memory")
+NAMES = ("refusal", "phrasing", "prefix", "choice", "leak", "memory", "quantisation", "relearning")
 """The attacks that there are, in the order in which they are made."""
 
 Names = Annotated[
@@ -56,15 +58,21 @@ class Attacks(Checked):
         choice: multiple choice, and the reversed question.
         leak: samples.
         memory: how likely the object's tokens are.
+        quantisation: the weights rounded.
+        relearning: some of the facts taught again.
+        facts: of the washed facts, the first so many are attacked; ``null``: all.
     """
 
     made: Names = field(default_factory=list)
+    facts: Count | None = None
     refusal: Refusal = field(default_factory=Refusal)
     phrasing: Phrasing = field(default_factory=Phrasing)
     prefix: Prefix = field(default_factory=Prefix)
     choice: Choice = field(default_factory=Choice)
     leak: Leak = field(default_factory=Leak)
     memory: Memory = field(default_factory=Memory)
+    quantisation: Quantisation = field(default_factory=Quantisation)
+    relearning: Relearning = field(default_factory=Relearning)
 
     def chosen(self) -> dict[str, Attack]:
         """The attacks to make, by name."""
@@ -95,9 +103,10 @@ class Attacker:
         pool: Sequence[Fact],
     ) -> None:
         self.chosen = attacks.chosen()
-        self._settings, self._washed, self._shown = settings, washed, kept
+        self._settings, self._washed, self._shown = settings, washed[: attacks.facts], kept
         self._cache = Cache(Path(settings.cache) if settings.cache else None)
-        self._control = control_facts(washed, pool) if self.chosen else []
+        # the washed facts that are not attacked are no subjects for it either
+        self._control = control_facts(washed, pool)[: attacks.facts] if self.chosen else []
         relations = {relation_of(fact) for fact in washed}
         named: dict[str, dict[str, str]] = {relation: {} for relation in relations}
         for fact in (*washed, *pool) if self.chosen else ():

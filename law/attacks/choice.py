@@ -49,6 +49,8 @@ class Choice(Checked):
             for i, fact in enumerate(target.facts)
             if relation_of(fact) not in several and (question := self._question(fact, target))
         }
+        if not asked:
+            return [None] * len(target.facts)
         hits = recalled(target.model, target.tokenizer, [*asked.values()], target.batch_size, target.recall)
         found = dict(zip(asked, map(float, hits), strict=True))
         return [found.get(i) for i in range(len(target.facts))]

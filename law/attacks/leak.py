@@ -44,14 +44,7 @@ class Leak(Checked):
             target.model, target.tokenizer, [fact.question for fact in facts], target.batch_size
         )
         longer = [i for i, object in enumerate(tokens) if len(object.log_probs) > 1]
-        n = max(self.at)
-        generator = torch.Generator().manual_seed(self.seed)
-        draws = torch.rand(len(longer), n, NEW_TOKENS, generator=generator)
-        asked = [facts[i] for i in longer]
-        sampled = recalled_in_samples(
-            target.model, target.tokenizer, asked, draws, target.batch_size, target.recall
-        )
-        right = dict(zip(longer, map(sum, sampled), strict=True))
+        n, right = max(self.at), self._samples(target, longer)
         return {
             f"at_{k}": [
                 leak_at(k, n, right[i]) if i in right else exact_leak_at(k, math.exp(tokens[i].log_probs[0]))
@@ -59,6 +52,18 @@ class Leak(Checked):
             ]
             for k in self.at
         }
+
+    def _samples(self, target: Target, facts: list[int]) -> dict[int, int]:
+        """By the number of a fact, how many of its samples hold the object."""
+        if not facts:
+            return {}
+        generator = torch.Generator().manual_seed(self.seed)
+        draws = torch.rand(len(facts), max(self.at), NEW_TOKENS, generator=generator)
+        asked = [target.facts[i] for i in facts]
+        found = recalled_in_samples(
+            target.model, target.tokenizer, asked, draws, target.batch_size, target.recall
+        )
+        return dict(zip(facts, map(sum, found), strict=True))
 
 
 def leak_at(k: int, n: int, right: int) -> float:

@@ -82,6 +82,10 @@ METRICS: tuple[Metric, ...] = (
     Metric("attack/memory/extraction", "extraction strength", "fraction", "lower", "1 − k/T with the fewest tokens k of T that must be given so that the others are the likeliest, mean over facts"),
     Metric("attack/memory/probability", "probability", "fraction", "lower", "geometric mean of the probabilities of the object's tokens, mean over facts"),
     Metric("attack/memory/truth_ratio", "truth ratio", "fraction", "lower", "1 / (1 + R), with R the mean probability of other objects of the relation divided by the object's (TOFU); 1/2 if the object is no likelier than they are"),
+    Metric("attack/quantisation/int8", "int8", "fraction", "lower", "washed facts recalled when the weights of the linear layers are rounded to 255 steps for each output"),
+    Metric("attack/quantisation/nf4", "nf4", "fraction", "lower", "washed facts recalled when these weights are rounded to NF4, in blocks of 64"),
+    Metric("attack/relearning/recalled", "relearning", "fraction", "lower", "washed facts recalled by the model that was tuned on the washed facts of other subjects, at the learning rate that recovers most"),
+    Metric("attack/relearning/epoch_{k}", "relearning, epoch {k}", "fraction", "lower", "the same after k epochs"),
     Metric("time/wash_s", "wash time", "seconds", "lower", "wall time of the method alone; for statistics and target values from a cache, the time that computing them took"),
     Metric("time/cached_s", "from a cache", "seconds", "neither", "the part of `time/wash_s` that a cache spared: 0 when the cache was empty"),
 )  # fmt: skip

@@ -174,7 +174,7 @@ class Retain(RetainSet):
         lora: Lora,
         unwashed: Reference | None = None,
     ) -> list[Term]:
-        """The terms that hold general text and ``others``, as :meth:`RetainSet.terms_of` makes them.
+        """The terms that hold general text and ``others``, as :class:`RetainSet` makes them.
 
         ``unwashed`` is the unwashed model, if the method holds it anyway.
         """

@@ -1,0 +1,104 @@
+"""Relearning: do facts come back that were not shown, when others are taught again?
+
+The model is tuned on some of the washed facts and asked for the *others*. Only what comes back of facts that were not
+shown was still there (Deeb and Roger 2024, "Do unlearning methods remove information from language model weights?").
+The control is tuned and asked likewise: what it scores is what teaching alone gives, such as the relation's usual answers.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from law.attacks.protocol import Record, Target
+from law.base.checks import Checked, Count, Positives, Seed
+from law.decoders.greedy_decoding import recalled
+from law.tuning.loop import Term, Tuning, tune
+from law.tuning.training_rows import cross_entropy, fact_rows, token_logits
+
+
+@dataclass
+class Relearning(Checked):
+    """Tune on all parts of the facts but one, and ask for that one; once for each part.
+
+    Args:
+        parts: into how many parts the facts are divided, by subject.
+        learning_rates: of AdamW. The one that recovers most counts.
+        epochs: passes over the facts that are shown; facts are asked for after each.
+        batch_size: facts in a step.
+        seed: of the parts and of the order of the facts.
+    """
+
+    parts: Count = 5
+    learning_rates: Positives = field(default_factory=lambda: [1e-5, 1e-4])
+    epochs: Count = 3
+    batch_size: Count = 8
+    seed: Seed = 0
+
+    def attack(self, target: Target) -> Record:
+        """``recalled`` after the last epoch, and the curve: a score ``epoch_k`` after each."""
+        curves = [self._curve(target, rate) for rate in self.learning_rates]
+        best = max(curves, key=lambda curve: sum(filter(None, curve[-1])))
+        return {
+            "recalled": best[-1],
+            **{f"epoch_{epoch + 1}": values for epoch, values in enumerate(best)},
+        }
+
+    def _curve(self, target: Target, rate: float) -> list[list[float | None]]:
+        """After each epoch, whether each fact is recalled by the model that was not shown it.
+
+        Without facts of a second subject there is nothing to show.
+        """
+        found: list[list[float | None]] = [[None] * len(target.facts) for _ in range(self.epochs)]
+        for held in self._parts(target):
+            shown = [fact for i, fact in enumerate(target.facts) if i not in held]
+            asked = [target.facts[i] for i in held]
+            if not shown:
+                continue
+
+            def note(values: dict[str, Any], asked: list[Any] = asked, held: list[int] = held) -> None:
+                hits = recalled(target.model, target.tokenizer, asked, target.batch_size, target.recall)
+                for i, hit in zip(held, hits, strict=True):
+                    found[values["epoch"]][i] = float(hit)
+                target.model.train()  # the epochs to come go on as they began
+
+            with unchanged(target.model):
+                rows = fact_rows(target.tokenizer, shown, object_only=True)
+                settings = Tuning(rate, self.epochs, self.batch_size, seed=self.seed)
+                loss = Term(
+                    "loss",
+                    rows,
+                    self.batch_size,
+                    lambda batch: cross_entropy(token_logits(target.model, batch), batch.labels),
+                )
+                tune(target.model, [loss], settings, note)
+        return found
+
+    def _parts(self, target: Target) -> list[list[int]]:
+        """The numbers of the facts in each part; facts of one subject are in one part."""
+        subjects = sorted({fact.subject for fact in target.facts})
+        random.Random(self.seed).shuffle(subjects)
+        part_of = {subject: i % self.parts for i, subject in enumerate(subjects)}
+        parts: list[list[int]] = [[] for _ in range(self.parts)]
+        for i, fact in enumerate(target.facts):
+            parts[part_of[fact.subject]].append(i)
+        return [part for part in parts if part]
+
+
+@contextmanager
+def unchanged(model: PreTrainedModel) -> Iterator[None]:
+    """Afterwards every weight is what it was; the copies lie in the CPU's memory."""
+    copies = [parameter.detach().to("cpu", copy=True) for parameter in model.parameters()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, values in zip(model.parameters(), copies, strict=True):
+                parameter.copy_(values)
+        model.eval()
