@@ -30,7 +30,7 @@ class LearnsFrom(Protocol):
     """Settings of a method that make it learn from more than the facts to wash."""
 
     def learns_from(self) -> Collection[str]:
-        """Any of :data:`GENERAL_TEXT` and :data:`OTHER_FACTS`."""
+        """Any of ``GENERAL_TEXT`` and ``OTHER_FACTS``."""
         ...
 
 
