@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +57,19 @@ class Computed:
     def __init__(self, patch: pytest.MonkeyPatch, unwashed: torch.Tensor) -> None:
         self.targets = Counter[tuple[str, tuple[str, ...]]]()  # a fact's prompt, and the contexts
         self.moments: list[list[int]] = []  # the layers of each pass over the text
-        self.answers = Counter[str]()  # the prompts that the unwashed model is asked
+        self.answers = Counter[
+            tuple[str, tuple[int, ...]]
+        ]()  # the unwashed model's prompts, and what is banned
 
         def look(module: Any, name: str, note: Callable[..., object]) -> None:
             real = getattr(module, name)
-            patch.setattr(module, name, lambda *asked: (note(*asked), real(*asked))[1])
+            patch.setattr(
+                module, name, lambda *asked, **named: (note(*asked, **named), real(*asked, **named))[1]
+            )
 
-        def answered(model: Any, _: Any, prompts: list[str], *__: Any) -> None:
+        def answered(model: Any, _: Any, prompts: list[str], *__: Any, banned: Sequence[int]) -> None:
             if torch.equal(model.transformer.h[0].mlp.fc_out.weight, unwashed):
-                self.answers.update(prompts)
+                self.answers.update((prompt, tuple(banned)) for prompt in prompts)
 
         look(
             target_values, "_ask", lambda _, __, fact, seen: self.targets.update([(fact.prompt, tuple(seen))])
@@ -117,7 +121,7 @@ def test_a_sweep_computes_each_target_value_moment_and_answer_once(
     assert shared  # facts that both seeds draw
     assert {prompt for prompt, _ in computed.targets} == washed[0] | washed[1]
     assert computed.moments == [[0, 1]]
-    assert {*computed.answers.values()} == {1} and computed.answers.keys() >= prompts
+    assert {*computed.answers.values()} == {1} and {prompt for prompt, _ in computed.answers} >= prompts
     assert (used, len(computed.targets)) == (40, 10)
 
     before = len(computed.targets), len(computed.answers)
