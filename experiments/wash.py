@@ -18,19 +18,20 @@ from law.decoders.saving import Save
 from law.runs.command_line import failures_told, run_command
 from law.runs.configuration import build, identity
 from law.runs.identity import finished
+from law.runs.lock import sole
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def main(config: DictConfig) -> dict[str, float]:
-    """Make one run. A run that has finished is not repeated."""
-    with failing_together(), failures_told():
-        return _run(config)
-
-
-def _run(config: DictConfig) -> dict[str, float]:
+    """Make one run. A run that has finished is not repeated, and one that another process makes is waited for."""
     folder = Path(HydraConfig.get().runtime.output_dir)
+    with failing_together(), failures_told(), sole(folder):
+        return _run(config, folder)
+
+
+def _run(config: DictConfig, folder: Path) -> dict[str, float]:
     this = identity(config)
     metrics = gathered(None if config.rerun else finished(folder, this))[0]
     if metrics is not None:

@@ -45,6 +45,17 @@ def test_a_failed_job_leaves_the_others_running_and_the_sweep_fails(
     assert {m["settings"]["method.learning_rate"] for m in manifests} == {"1e+30", "1e-06"}
 
 
+def test_a_job_without_a_value_that_it_needs_leaves_the_others_running(
+    tmp_path: Path, inputs: list[str]
+) -> None:
+    done = wash(tmp_path, "-m", "name=mixed", "tracker=none", "method=gradient_ascent,none", *inputs)
+    assert done.code == 1 and done.message.startswith(
+        "error: method.learning_rate is not set; expected a value"
+    )
+    (run,) = runs_of(tmp_path / "outputs" / "mixed")
+    assert json.loads((run / "manifest.json").read_text())["status"] == "finished"
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

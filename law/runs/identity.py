@@ -81,7 +81,8 @@ def reduced(config: DictConfig, files: Callable[[str], Any] = lambda _: CONTENT)
     found: dict[str, Any] = {}
     for key in map(str, config):
         role = roles.get(key)
-        if key == "hydra" or role == SAME_RESULTS[ROLE]:
+        # a missing value is told when the run is built: here it would end the whole sweep
+        if key == "hydra" or role == SAME_RESULTS[ROLE] or OmegaConf.is_missing(config, key):
             continue
         value = config[key]
         if isinstance(value, DictConfig):
