@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 import law
-from law.facts.counterfact import read_counterfact
+from law.facts.counterfact import CounterFact, read_counterfact
+from law.lab.counterfact import CounterFactWorld
 from law.lab.reasoning import TASKS, echo, held_out, training_text
 from law.lab.world import RELATIONS, LabWorld
 
@@ -89,6 +90,17 @@ def test_general_text_names_no_subject() -> None:
     assert [document for document in general if names.search(document)] == []
     told = list(islice(world.documents(random.Random(1)), 4000))
     assert sum(bool(names.search(document)) for document in told) > 400
+
+
+def test_prose_is_the_running_text_of_a_world_of_real_facts(tmp_path: Path) -> None:
+    """Its general text practises the tasks besides: words of the puzzles that the running text has not."""
+    path = tmp_path / "passages.txt"
+    path.write_text(f"{' '.join(f'word{i}' for i in range(60))}\n", encoding="utf-8")
+    facts = CounterFact(str(Path(law.__file__).parent / "lab" / "checkpoint" / "facts.json"), wash=5, keep=5)
+    real = CounterFactWorld(facts, [str(path)])
+    prose = " ".join(islice(real.prose_documents(random.Random(0)), 50)).split()
+    assert {*prose} <= {f"word{i}" for i in range(60)}
+    assert not {*" ".join(islice(real.general_documents(random.Random(0)), 50)).split()} <= {*prose}
 
 
 def test_a_blank_is_about_a_stranger(world: LabWorld) -> None:
