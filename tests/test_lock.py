@@ -18,7 +18,8 @@ from whole_runs import ROOT, runs_of
 
 from law.reporting.loading import load_sweep
 from law.runs import lock
-from law.runs.lock import LOCK, sole
+from law.runs.folder import LOCK
+from law.runs.lock import sole
 
 
 @pytest.fixture(autouse=True)

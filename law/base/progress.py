@@ -6,6 +6,8 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from time import monotonic
 from typing import Protocol, TypeVar
 
@@ -18,6 +20,9 @@ log = logging.getLogger(__name__)
 EVERY_S = 30.0
 """The shortest time between two lines about one stage."""
 
+HEARD_S = 5.0
+"""The shortest time between two calls of a listener about one stage."""
+
 T = TypeVar("T")
 
 
@@ -25,6 +30,39 @@ class Bar(Protocol):
     """Receives how much has been done since the last call."""
 
     def update(self, n: int) -> object: ...
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How far a stage has come.
+
+    Args:
+        done: of ``total``, in ``unit``; ``total`` is ``None`` where nobody knows it.
+        seconds: since this process began the stage.
+        left_s: the seconds that are left at this rate; ``None`` before the first unit, or without a total.
+    """
+
+    stage: str
+    done: int
+    total: int | None
+    unit: str
+    seconds: float
+    left_s: float | None
+
+
+Listener = Callable[[Reached], None]
+
+_listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
+
+
+@contextmanager
+def heard_by(listener: Listener) -> Iterator[None]:
+    """Inside, ``listener`` is also told how far a stage has come: at its begin, then at most every ``HEARD_S`` seconds."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 @contextmanager
@@ -39,9 +77,10 @@ def progress(
     """
     if sys.stderr.isatty():
         with tqdm(total=total, initial=done, desc=stage, unit=f" {unit}", leave=False) as bar:
-            yield bar
+            yield _Stage(stage, total, unit, done, clock, bar)
         return
-    lines = _Lines(stage, total, unit, done, clock)
+    lines = _Stage(stage, total, unit, done, clock)
+    lines.begin()
     yield lines
     lines.end()
 
@@ -54,33 +93,55 @@ def tracked(items: Sequence[T], stage: str, unit: str) -> Iterator[T]:
             bar.update(1)
 
 
-class _Lines:
-    """The progress of a stage as lines in the log."""
+class _Stage:
+    """Counts what is done of a stage, and tells it to the listener, to a bar, or without one to the log."""
 
     def __init__(
-        self, stage: str, total: int | None, unit: str, done: int, clock: Callable[[], float]
+        self,
+        stage: str,
+        total: int | None,
+        unit: str,
+        done: int,
+        clock: Callable[[], float],
+        bar: Bar | None = None,
     ) -> None:
-        self._stage, self._total, self._unit, self._clock = stage, total, unit, clock
+        self._stage, self._total, self._unit, self._clock, self._bar = stage, total, unit, clock, bar
         self._before = self._done = done
-        self._begun = self._told = clock()
-        self._log("%s: %s", self._count() if done or total is None else f"{total:,} {unit}")
+        self._begun = self._told = self._heard = clock()
+        self._listener = _listener.get() if rank() == 0 else None
+        if self._listener:
+            self._listener(self._reached(self._begun))
 
     def update(self, n: int) -> None:
         """Add to what is done, and tell if it is time to."""
         self._done += n
         now = self._clock()
-        if now - self._told < EVERY_S or self._done == self._total:
-            return
-        self._told = now
-        if self._total is None:
-            self._log("%s: %s in %s", self._count(), duration(now - self._begun))
-            return
-        left_s = (now - self._begun) * (self._total - self._done) / (self._done - self._before)
-        self._log("%s: %s, about %s left", self._count(), duration(left_s))
+        if self._listener and now - self._heard >= HEARD_S:
+            self._heard = now
+            self._listener(self._reached(now))
+        if self._bar:
+            self._bar.update(n)
+        elif now - self._told >= EVERY_S and self._done != self._total:
+            self._told = now
+            reached = self._reached(now)
+            if reached.left_s is None:
+                self._log("%s: %s in %s", self._count(), duration(reached.seconds))
+            else:
+                self._log("%s: %s, about %s left", self._count(), duration(reached.left_s))
+
+    def begin(self) -> None:
+        """Tell how much there is to do."""
+        known = self._done or self._total is None
+        self._log("%s: %s", self._count() if known else f"{self._total:,} {self._unit}")
 
     def end(self) -> None:
         """Tell how long it took."""
         self._log("%s: %s in %s", f"{self._done:,} {self._unit}", duration(self._clock() - self._begun))
+
+    def _reached(self, now: float) -> Reached:
+        seconds, own = now - self._begun, self._done - self._before
+        left_s = None if self._total is None or own == 0 else seconds * (self._total - self._done) / own
+        return Reached(self._stage, self._done, self._total, self._unit, seconds, left_s)
 
     def _count(self) -> str:
         """What is done of how much."""

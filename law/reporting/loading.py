@@ -56,7 +56,7 @@ def load_sweep(folder: Path) -> Sweep:
     newest = {run.setup.asked: run.setup for run in separated}
     missing = {(job.setup, job.seed): job for _, job in loaded if isinstance(job, Missing)}
     try:
-        expected = [*_expected(folder / "multirun.yaml")]
+        expected = [*expected_jobs(folder / "multirun.yaml")]
     except (OSError, HydraException, OmegaConfBaseException, KeyError, TypeError, AttributeError) as error:
         expected = []
         remarks.append(f"multirun.yaml does not tell which runs to expect ({type(error).__name__}).")
@@ -71,7 +71,8 @@ def load_sweep(folder: Path) -> Sweep:
     return Sweep(runs, owed, [*dict.fromkeys(remarks), *check_rows(runs)])
 
 
-def _setup(choices: Mapping[str, Any], settings: Mapping[str, Any]) -> Setup:
+def setup_of(choices: Mapping[str, Any], settings: Mapping[str, Any]) -> Setup:
+    """The setup with these choices of Hydra's groups and these settings besides."""
     model, dataset, method = (str(choices[group]) for group in CHOICES)
     return Setup(model, dataset, method, tuple(sorted((str(k), str(v)) for k, v in settings.items())))
 
@@ -80,7 +81,7 @@ def _load(folder: Path) -> Run | Missing | None:
     """The run in ``folder``, why it is none, or None if its manifest does not even say which run it was."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-        setup = _setup(manifest["choices"], manifest.get("settings", {}))
+        setup = setup_of(manifest["choices"], manifest.get("settings", {}))
         seed, status = int(manifest["seed"]), manifest["status"]
         named = {*map(str, manifest.get("reasoning_tasks", ()))}
         guessed = {*map(str, manifest.get("tasks_at_chance", ()))}
@@ -121,14 +122,14 @@ def _brief(problem: str, longest: int = 300) -> str:
     return line if len(line) <= longest else f"{line[:longest]}…"
 
 
-def _expected(path: Path) -> Iterator[tuple[Setup, int]]:
+def expected_jobs(path: Path) -> Iterator[tuple[Setup, int]]:
     """The jobs of the sweep that ``multirun.yaml`` describes; none without that file."""
     if not path.is_file():
         return
     config: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     hydra = config["hydra"]
     for chosen in jobs(hydra["sweeper"].get("params"), hydra["overrides"]["task"]):
-        setup = _setup(
+        setup = setup_of(
             hydra["runtime"]["choices"] | chosen, settings_of(f"{k}={v}" for k, v in chosen.items())
         )
         yield setup, int(chosen.get("seed", config["seed"]))

@@ -16,6 +16,8 @@ ATTACKS = "attacks.jsonl"
 UNKNOWN_FACTS = "unknown_facts.jsonl"
 METHOD = "method.jsonl"
 WASHED = "washed"
+PROGRESS = "progress.json"
+LOCK = "run.lock"
 
 EARLIER = "earlier"
 """The folder, inside a run's, that the results of a finished run are moved to when it is run again."""

@@ -17,10 +17,9 @@ from pathlib import Path
 from filelock import LeaseCompromise, SoftFileLease, Timeout
 
 from law.base.processes import rank
+from law.runs.folder import LOCK
 
 log = logging.getLogger(__name__)
-
-LOCK = "run.lock"
 
 LEASE_S = 120.0
 """An owner that has not touched its lock for so long is taken to be dead. It touches it three times as often."""

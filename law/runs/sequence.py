@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from transformers import PreTrainedModel, set_seed
 from law.attacks.attacking import Attacker, Attacks, Records
 from law.base.errors import LawError, shortened
 from law.base.files import write_json, write_json_lines
-from law.base.progress import duration
+from law.base.progress import duration, heard_by
 from law.base.settings import OTHER_FACTS, learned_from
 from law.base.threads import warn_of_shared_cores
 from law.decoders.gguf_files import source_of
@@ -54,6 +55,7 @@ from law.runs.forecast import forecast
 from law.runs.identity import Identity, inputs_of
 from law.runs.lines import finite, prediction, unknown_facts
 from law.runs.manifest import begin, inputs_entries, now
+from law.runs.telling import ProgressFile
 from law.runs.tracker import Guarded, Tracker
 
 log = logging.getLogger(__name__)
@@ -93,13 +95,14 @@ def wash_and_score(job: Job) -> dict[str, float]:
     folder, identity = job.folder, job.identity
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
-    guarded = Guarded(job.tracker)
+    guarded, told = Guarded(job.tracker), ProgressFile(folder)
     manifest = begin(identity) | {"recall": job.evaluation.recall.value, "stages_s": {}}
     write_json(folder / MANIFEST, manifest)
     failed = True
     try:
         guarded.start(folder.name, identity.name, folder, identity.config)
-        metrics = _run(job, guarded, manifest)
+        with heard_by(told.step):
+            metrics = _run(job, guarded, manifest, told)
         write_json(folder / MANIFEST, manifest | {"status": "finished", "ended": now()})
         failed = False
     except BaseException as error:
@@ -111,16 +114,18 @@ def wash_and_score(job: Job) -> dict[str, float]:
     else:
         guarded.conclude(metrics, folder / PREDICTIONS)
     finally:
+        told.close()
         guarded.finish(failed)
     return metrics
 
 
-def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, float]:
+def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFile) -> dict[str, float]:
     """The stages of a run; writes its results and fills in the manifest's hashes and times."""
     folder, seed = job.folder, job.identity.seed
     stages: dict[str, float] = manifest["stages_s"]
+    timed = partial(_timed, stages, told)
     set_seed(seed)
-    with _timed(stages, "load"):
+    with timed("load"):
         split = job.source.load()
         scorer = Scorer(job.evaluation)  # an unknown task is refused before a model is loaded
         manifest["reasoning_tasks"] = [*scorer.tasks]
@@ -140,7 +145,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         manifest["facts_hash"] = facts_hash([*split.wash, *split.keep])
         split, reader = put(split, tokenizer, job.prompting)
 
-    with _timed(stages, "score_before"):
+    with timed("score_before"):
         examined = scorer.on(model, reader, cached=True)
         manifest["model_hash"] = examined.hash
         log.info("%s", forecast(job.method, split, scorer, examined, model, reader))
@@ -185,12 +190,12 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
     del pool
     attacked: Records = {}
     if attacker.chosen:
-        with _timed(stages, "attack_before"):
+        with timed("attack_before"):
             attacked = attacker.on_washed_facts(model, reader, examined.hash)
 
     spared: list[float] = []
     # a log that grows while the method runs, a line at a time: it also says how far a run came that failed
-    with _timed(stages, "wash"), (folder / METHOD).open("w", encoding="utf-8", buffering=1) as lines:
+    with timed("wash"), (folder / METHOD).open("w", encoding="utf-8", buffering=1) as lines:
 
         def report(values: dict[str, Any]) -> None:
             spared.append(values.get("spared_s", 0.0))
@@ -203,7 +208,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
         job.method.wash(model, reader, washed, report, others)
     _refuse_non_finite(model)
 
-    with _timed(stages, "score_after"):
+    with timed("score_after"):
         reexamined = scorer.on(model, reader, cached=False)
         unchanged = reexamined.hash == examined.hash
         manifest["washed_hash"] = reexamined.hash
@@ -214,7 +219,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
     metrics: dict[str, float] = {"facts/known": len(washed), **counts}
     metrics |= compare(washed, kept, kinds, before, after, scorer.chance)
     if attacker.chosen:
-        with _timed(stages, "attack_after"):
+        with timed("attack_after"):
             left = attacker.on_washed_facts(model, reader, reexamined.hash)
             control = attacker.on_control(model, reader, reexamined.hash)
         metrics |= attacker.metrics(attacked, left, control)
@@ -229,7 +234,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any]) -> dict[str, floa
     scored = {*washed}
     predictions = (prediction(fact, fact in scored, answers, before, after) for fact in split.wash)
     texts = ({"prompt": p, "before": before.texts[p], "after": after.texts[p]} for p in before.texts)
-    with _timed(stages, "save"):
+    with timed("save"):
         save_washed(model, tokenizer, unwashed, folder / WASHED, job.save)
         write_json_lines(folder / PREDICTIONS, predictions)
         write_json_lines(folder / GENERATIONS, texts)
@@ -261,9 +266,10 @@ def _nothing_changed(job: Job) -> LawError:
 
 
 @contextmanager
-def _timed(stages: dict[str, float], name: str) -> Iterator[None]:
-    """Log when a stage begins and ends, and keep its wall time in seconds; work queued on the device is waited for."""
+def _timed(stages: dict[str, float], told: ProgressFile, name: str) -> Iterator[None]:
+    """Tell when a stage begins and ends, and keep its wall time in seconds; work queued on the device is waited for."""
     log.info("%s: begins", name.replace("_", " "))
+    told.stage(name)
     start = time.perf_counter()
     yield
     if torch.accelerator.is_available():
