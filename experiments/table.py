@@ -17,7 +17,7 @@ from law.reporting.published_numbers import FORMAT
 from law.reporting.typesetting import Table
 from law.reporting.writing import write_tables
 
-WIDTH = 120
+WIDTH = 130
 """Characters in a line of what is written to a file or a pipe."""
 
 LABEL = 40

@@ -54,7 +54,7 @@ def test_the_worst_attack_stands_in_the_main_table() -> None:
     assert "Worst attack: the one that recovers the largest share" in report.short[0].legend
     assert "worst attack ↓" not in report.full[0].headings
     (table,) = report.attacks
-    assert table.headings == ["method", "refusal ↓", "choice ↓", "leak@16 ↓", "worst attack ↓"]
+    assert table.headings == ["method", "runs", "refusal ↓", "choice ↓", "leak@16 ↓", "worst attack ↓"]
     assert [row[0].text for row in table.rows] == ["none", "law", "rmu"]  # npo was not attacked
     assert column(table, "refusal ↓") == ["100.0 (6)", "74.5 (2)", "4.0 (4)"]
     assert column(table, "leak@16 ↓") == ["100.0 (20)", "30.0 (10)", "20.0 (10)"]
@@ -82,6 +82,6 @@ def test_the_tables_are_written(tmp_path: Path) -> None:
     paths, report = write_tables(tmp_path)
     assert len(report.attacks) == 1
     text = paths[0].read_text(encoding="utf-8")
-    assert "### lab, lab, attacks" in text and "| law | 74.5 (2) |" in " ".join(text.split())
+    assert "### lab, lab, attacks" in text and "| law | 1 | 74.5 (2) |" in " ".join(text.split())
     assert "attack/refusal/recalled_control" in paths[1].read_text(encoding="utf-8")
     assert "lab, lab, attacks" in paths[2].read_text(encoding="utf-8")

@@ -132,7 +132,7 @@ def test_the_demos_short_table_fits_in_the_width_of_a_file(
     monkeypatch.delenv("COLUMNS", raising=False)
     keys = (
         "forget/accuracy forget/unrefused_accuracy forget/paraphrase_accuracy retain/accuracy "
-        "retain/neighbour_accuracy reasoning/mean"
+        "retain/neighbour_accuracy reasoning/mean attack/relearning/recalled"
     )
     for method, value, perplexity, error, time in [
         ("none", 1.0, 3.53, 0.08, 0.0),
@@ -141,11 +141,12 @@ def test_the_demos_short_table_fits_in_the_width_of_a_file(
     ]:
         metrics = {"fluency/perplexity": perplexity, "fluency/perplexity_stderr": error, "time/wash_s": time}
         metrics |= dict.fromkeys(keys.split(), value) | {f"{key}_stderr": 0.027 for key in keys.split()}
+        metrics |= {"attack/relearning/recalled_before": 1.0, "attack/relearning/recalled_control": 0.1}
         save(tmp_path, method, metrics)
     execute(monkeypatch, tmp_path)
     lines = capsys.readouterr().out.partition("Left:")[0].splitlines()
     assert sum("gradient_ascent" in line for line in lines) == 1  # not in two parts
-    assert max(map(len, lines)) <= 120
+    assert max(map(len, lines)) <= 130
 
 
 def test_script_in_a_narrow_terminal(

@@ -91,15 +91,19 @@ def attack_table(panel: Panel, scores: Mapping[Setup, Scores]) -> Table | None:
         return None
     worst = worst_cells(panel, scores)
     rows = [
-        [Cell(label), *(_cell(scores[setup], key) for key in columns), *([worst[setup]] if worst else [])]
+        [
+            *(Cell(label), Cell(str(max(scores[setup][key].runs for key in attacked)))),
+            *(_cell(scores[setup], key) for key in columns),
+            *([worst[setup]] if worst else []),
+        ]
         for setup, label in labels(panel.setups).items()
-        if columns.keys() & scores[setup].keys()
+        if (attacked := columns.keys() & scores[setup].keys())
     ]
     titles = [*(title for title, _ in columns.values()), *(["worst attack"] if worst else [])]
     meanings = (f"{title[0].upper()}{title[1:]}: {meaning}." for title, meaning in columns.values())
     return Table(
         f"{panel.title}, attacks",
-        ["method", *(f"{title} ↓" for title in titles)],
+        ["method", "runs", *(f"{title} ↓" for title in titles)],
         rows,
         names=1,
         legend=" ".join([*meanings, WORST] if worst else meanings),
