@@ -21,6 +21,7 @@ from law.attacks.attacking import NAMES, Attacker, Attacks, Records
 from law.attacks.choice import Choice
 from law.attacks.control import control_facts
 from law.attacks.leak import Leak, exact_leak_at, leak_at
+from law.attacks.lens import Lens
 from law.attacks.memory import Memory, extraction_strength, truth_ratio
 from law.attacks.phrasing import Phrasing
 from law.attacks.prefix import HINT, IGNORE, ROLE, Prefix
@@ -297,6 +298,37 @@ def test_quantisation_asks_the_rounded_model(knowing: Loaded) -> None:
         assert found["nf4"] == recalled(model, tokenizer, facts, 8)
 
 
+def test_the_lens_reads_what_the_final_norm_and_the_head_make_of_each_block(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Beside the blocks' outputs as transformers gives them; of the last block they are the model's own logits."""
+    facts = [ANNA, BEN, CLEO, replace(ANNA, template="At home {} speaks")]
+    norm, head = tiny_model.transformer.ln_f, tiny_model.lm_head
+    by_hand = []
+    for fact in facts:
+        ids = tiny_tokenizer(fact.prompt, return_tensors="pt")["input_ids"]
+        wanted = tiny_tokenizer(f" {fact.object}")["input_ids"][0]
+        at = len(tiny_tokenizer(fact.prompt.partition(fact.subject)[0] + fact.subject)["input_ids"]) - 1
+        with torch.no_grad():
+            output = tiny_model(ids, output_hidden_states=True)
+        states = [state[0] for state in output.hidden_states[1:-1]]  # the last one has passed the norm
+
+        def rank(logits: torch.Tensor, wanted: int = wanted) -> int:
+            return 1 + int((logits > logits[wanted]).sum())
+
+        lens = [head(norm(state)) for state in states] + [output.logits[0]]
+        best = [min(rank(logits[place]) for logits in lens) for place in (at, -1)]
+        by_hand.append((best[0], best[1], rank(head(norm(states[1] - states[0]))[-1])))
+    found = Lens(top=200).attack(target(tiny_model, tiny_tokenizer, *facts))
+    assert found["reciprocal_rank"] == pytest.approx([1 / prompt for _, prompt, _ in by_hand])
+    assert found["prompt"] == [float(prompt <= 200) for _, prompt, _ in by_hand]
+    assert found["subject"] == [float(subject <= 200) for subject, _, _ in by_hand]
+    # what the last block adds counts, too
+    assert all(
+        hit >= float(rank <= 200) for hit, (_, _, rank) in zip(found["difference"], by_hand, strict=True)
+    )
+
+
 def test_relearning_asks_for_facts_that_were_not_shown(
     knowing: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -313,9 +345,27 @@ def test_relearning_asks_for_facts_that_were_not_shown(
     assert sorted(fact.id for part in asked for fact in part) == sorted(fact.id for fact in (*facts, CLEO))
     for some, part in zip(shown, asked, strict=True):
         assert not {fact.subject for fact in some} & {fact.subject for fact in part}
-    assert found.keys() == {"recalled", "epoch_1", "epoch_2"} and found["recalled"] == found["epoch_2"]
+    assert (
+        found.keys() == {"recalled", "kept", "epoch_1", "epoch_2"} and found["recalled"] == found["epoch_2"]
+    )
+    assert found["kept"] == [None] * 7  # nothing was there to show
     assert sum(found["recalled"]) >= 5 and found["recalled"][-1] == 0  # the model never knew of Cleo
     assert Relearning().attack(target(model, tokenizer, CLEO))["recalled"] == [None]
+
+
+def test_relearning_by_kept_facts_teaches_no_washed_one(
+    knowing: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many kept facts are shown as there are washed ones; the model still knows these."""
+    model, tokenizer, facts = knowing
+    shown = []
+    monkeypatch.setattr(
+        relearning, "fact_rows", lambda t, some, **how: shown.append([*some]) or fact_rows(t, some, **how)
+    )
+    at = target(model, tokenizer, *facts[:2], shown=tuple(facts[2:]))
+    found = Relearning(parts=1, learning_rates=[1e-5], epochs=1).attack(at)
+    assert shown == [facts[2:4]]  # with one part, no fact is left to teach
+    assert found["kept"] == [1, 1] and found["recalled"] == [None, None]
 
 
 # --- the control, and all attacks together -------------------------------------------------------

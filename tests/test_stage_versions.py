@@ -49,12 +49,12 @@ STAGES = {
         *(
             f"attacks/{name}"
             for name in (
-                *("choice", "control", "leak", "memory", "phrasing", "prefix", "protocol"),
+                *("choice", "control", "leak", "lens", "memory", "phrasing", "prefix", "protocol"),
                 *("quantisation", "refusal", "relearning"),
             )
         ),
         *("decoders/greedy_decoding", "decoders/prompts", "evaluation/likelihood", "facts/fact"),
-        *("tuning/loop", "tuning/training_rows"),
+        *("tuning/loop", "tuning/training_rows", "decoders/structure"),
     ),
     "evaluation/reasoning": ("evaluation/reasoning_tasks", "evaluation/local_rows", "evaluation/tasks/rows"),
 }

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from law.attacks.choice import Choice
 from law.attacks.control import control_facts
 from law.attacks.leak import Leak
+from law.attacks.lens import Lens
 from law.attacks.memory import Memory
 from law.attacks.phrasing import Phrasing
 from law.attacks.prefix import Prefix
@@ -29,7 +30,7 @@ from law.evaluation.estimates import Estimate, clustered_mean, entries
 from law.evaluation.scores import EvaluationSettings
 from law.facts.fact import Fact
 
-VERSION = 1
+VERSION = 2
 """Of the code of all attacks: raise it with every change to their numbers."""
 
 ANSWERED = ("refusal", "phrasing", "prefix")
@@ -37,7 +38,7 @@ ANSWERED = ("refusal", "phrasing", "prefix")
 gets."""
 
 
-NAMES = ("refusal", "phrasing", "prefix", "choice", "leak", "memory", "quantisation", "relearning")
+NAMES = ("refusal", "phrasing", "prefix", "choice", "leak", "memory", "lens", "quantisation", "relearning")
 """The attacks that there are, in the order in which they are made."""
 
 Names = Annotated[
@@ -58,6 +59,7 @@ class Attacks(Checked):
         choice: multiple choice, and the reversed question.
         leak: samples.
         memory: how likely the object's tokens are.
+        lens: what every block's output tells of the object.
         quantisation: the weights rounded.
         relearning: some of the facts taught again.
         facts: of the washed facts, the first so many are attacked; ``null``: all.
@@ -71,6 +73,7 @@ class Attacks(Checked):
     choice: Choice = field(default_factory=Choice)
     leak: Leak = field(default_factory=Leak)
     memory: Memory = field(default_factory=Memory)
+    lens: Lens = field(default_factory=Lens)
     quantisation: Quantisation = field(default_factory=Quantisation)
     relearning: Relearning = field(default_factory=Relearning)
 

@@ -3,12 +3,14 @@
 The model is tuned on some of the washed facts and asked for the *others*. Only what comes back of facts that were not
 shown was still there (Deeb and Roger 2024, "Do unlearning methods remove information from language model weights?").
 The control is tuned and asked likewise: what it scores is what teaching alone gives, such as the relation's usual answers.
+
+The model is also tuned on kept facts alone, as many as there are facts. Then nothing that was washed is taught at all.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +21,7 @@ from transformers import PreTrainedModel
 from law.attacks.protocol import Record, Target
 from law.base.checks import Checked, Count, Positives, Seed
 from law.decoders.greedy_decoding import recalled
+from law.facts.fact import Fact
 from law.tuning.loop import Term, Tuning, tune
 from law.tuning.training_rows import cross_entropy, fact_rows, token_logits
 
@@ -42,11 +45,12 @@ class Relearning(Checked):
     seed: Seed = 0
 
     def attack(self, target: Target) -> Record:
-        """``recalled`` after the last epoch, and the curve: a score ``epoch_k`` after each."""
+        """``recalled`` after the last epoch, the curve, a score ``epoch_k`` after each, and ``kept``."""
         curves = [self._curve(target, rate) for rate in self.learning_rates]
         best = max(curves, key=lambda curve: sum(filter(None, curve[-1])))
         return {
             "recalled": best[-1],
+            "kept": self._by_kept_facts(target),
             **{f"epoch_{epoch + 1}": values for epoch, values in enumerate(best)},
         }
 
@@ -58,26 +62,41 @@ class Relearning(Checked):
         found: list[list[float | None]] = [[None] * len(target.facts) for _ in range(self.epochs)]
         for held in self._parts(target):
             shown = [fact for i, fact in enumerate(target.facts) if i not in held]
-            asked = [target.facts[i] for i in held]
-            if not shown:
-                continue
-
-            def note(values: dict[str, Any], asked: list[Any] = asked, held: list[int] = held) -> None:
-                hits = recalled(target.model, target.tokenizer, asked, target.batch_size, target.recall)
+            taught = self._taught(target, rate, shown, [target.facts[i] for i in held])
+            for values, hits in zip(found, taught, strict=True):
                 for i, hit in zip(held, hits, strict=True):
-                    found[values["epoch"]][i] = float(hit)
-                target.model.train()  # the epochs to come go on as they began
+                    values[i] = hit
+        return found
 
-            with unchanged(target.model):
-                rows = fact_rows(target.tokenizer, shown, object_only=True)
-                settings = Tuning(rate, self.epochs, self.batch_size, seed=self.seed)
-                loss = Term(
-                    "loss",
-                    rows,
-                    self.batch_size,
-                    lambda batch: cross_entropy(token_logits(target.model, batch), batch.labels),
-                )
-                tune(target.model, [loss], settings, note)
+    def _by_kept_facts(self, target: Target) -> Sequence[float | None]:
+        """Whether each fact is recalled by the model that was shown as many kept facts, and none of these."""
+        shown = target.shown[: len(target.facts)]
+        taught = [self._taught(target, rate, shown, target.facts)[-1] for rate in self.learning_rates]
+        return max(taught, key=lambda hits: sum(filter(None, hits)))
+
+    def _taught(
+        self, target: Target, rate: float, shown: Sequence[Fact], asked: Sequence[Fact]
+    ) -> list[list[float | None]]:
+        """After each epoch on the facts shown, whether each fact asked for is recalled; ``None`` if none is shown."""
+        model, tokenizer = target.model, target.tokenizer
+        found: list[list[float | None]] = [[None] * len(asked) for _ in range(self.epochs)]
+        if not shown:
+            return found
+
+        def note(values: dict[str, Any]) -> None:
+            hits = recalled(model, tokenizer, asked, target.batch_size, target.recall)
+            found[values["epoch"]] = [float(hit) for hit in hits]
+            model.train()  # the epochs to come go on as they began
+
+        rows = fact_rows(tokenizer, shown, object_only=True)
+        loss = Term(
+            "loss",
+            rows,
+            self.batch_size,
+            lambda batch: cross_entropy(token_logits(model, batch), batch.labels),
+        )
+        with unchanged(model):
+            tune(model, [loss], Tuning(rate, self.epochs, self.batch_size, seed=self.seed), note)
         return found
 
     def _parts(self, target: Target) -> list[list[int]]:

@@ -20,6 +20,7 @@ COLUMNS = {
     "attack/choice/right": ("choice", "the object is likelier than three others"),
     "attack/leak/at_{k}": ("leak@{k}", "the object is in one of {k} samples"),
     "attack/memory/exact": ("memory", "share of the object's tokens that are the likeliest in their place"),
+    "attack/lens/prompt": ("lens", "the object is among the ten likeliest tokens after some block"),
     "attack/quantisation/int8": ("int8", "recalled when the weights are rounded to int8"),
     "attack/quantisation/nf4": ("nf4", "recalled when the weights are rounded to NF4"),
     "attack/relearning/recalled": (
