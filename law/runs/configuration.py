@@ -254,13 +254,31 @@ def recorded(folder: Path) -> dict[str, Any]:
     Raises:
         OmegaConfBaseException: an earlier version wrote a configuration that these classes do not take.
     """
+    config = _recorded(folder)
+    typed = {name: _typed(config[name]) for name in ("model", "dataset", "evaluation")}
+    typed["prompting"] = OmegaConf.merge(Prompting, config.prompting)
+    return {name: build(part) for name, part in typed.items()}
+
+
+def recorded_method(folder: Path) -> dict[str, Any]:
+    """The settings of a run's method that can change a number, without the paths of files that are here."""
+    return reduced(_typed(_recorded(folder).method))
+
+
+def _recorded(folder: Path) -> Any:
     config: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
     OmegaConf.resolve(config)
     _refuse_other_code(config)
-    parts = {name: get_class(config[name]._target_) for name in ("model", "dataset", "evaluation")}
-    typed = {name: OmegaConf.merge(schema(cls), config[name]) for name, cls in parts.items()}
-    typed["prompting"] = OmegaConf.merge(Prompting, config.prompting)
-    return {name: build(part) for name, part in typed.items()}  # type: ignore[arg-type]
+    return config
+
+
+def _typed(part: Any) -> Any:
+    """The configuration of a part, and of parts in it, with the schema of the class that each builds."""
+    inner = {
+        key: _typed(part[key]) for key in part if OmegaConf.is_dict(part[key]) and "_target_" in part[key]
+    }
+    plain = {key: part[key] for key in part if key not in inner}
+    return OmegaConf.merge(schema(get_class(part._target_)), plain, inner)
 
 
 def _targets(value: Any) -> Iterator[str]:

@@ -1,0 +1,89 @@
+"""A checkpoint of the washed model of a run that has finished: it loads like any other, and says what was done to it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from law.base.errors import LawError, shortened
+from law.base.files import replacing, write_text
+from law.decoders.greedy_decoding import greedy_answers
+from law.decoders.loading import find_device
+from law.decoders.prompting import put
+from law.decoders.saving import check_checkpoint
+from law.facts.fact import FactSplit
+from law.runs.finished_run import FinishedRun, finished_run
+from law.runs.folder import PREDICTIONS, read_lines
+from law.runs.model_card import model_card
+
+log = logging.getLogger(__name__)
+
+CARD = "README.md"
+
+ROUNDING = 0.01
+"""The share of answers that may differ: on another device sums are rounded otherwise, and a tie is broken otherwise."""
+
+
+def export_run(folder: Path, target: Path) -> None:
+    """Write the washed model of the run in ``folder`` to ``target``: weights, tokenizer and a model card.
+
+    The weights have the hash of those that were scored. What was written is compared with them, read again as
+    anybody would read it, and asked for the washed facts: it must answer as the run did.
+
+    Raises:
+        LawError: the run kept no weights, something is no longer what it was, or ``target`` is there already.
+    """
+    run = finished_run(folder)
+    if run.unwashed:
+        raise LawError(
+            f"{folder} washed nothing (method=none); expected a washed model. Take the model that it loaded, "
+            f"{run.config['model'].path}."
+        )
+    if target.exists():
+        raise LawError(
+            f"{target} is there already; expected a folder that is not. Remove it, or name another one with --to."
+        )
+    model, tokenizer = run.load_unwashed()
+    model = run.wash_again(model)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(target) as partial:
+        partial.mkdir()
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        check_checkpoint(model, partial)
+        del model  # two of a large model may not fit
+        _check_answers(run, partial)
+        write_text(partial / CARD, [model_card(run)])
+
+
+def _check_answers(run: FinishedRun, checkpoint: Path) -> None:
+    """Refuse a checkpoint that answers the prompts of the washed facts otherwise than the run's model did."""
+    settings, prompting = run.config["model"], run.config["prompting"]
+    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
+    model = load(checkpoint, dtype=settings.dtype)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    # the prompts in the file have their examples already; what is left to take over is how a chat's turn ends
+    _, reader = put(FactSplit([], []), tokenizer, replace(prompting, examples=0))
+    rows = [row for row in read_lines(run.folder / PREDICTIONS) if row["known_before"]]
+    answers = greedy_answers(
+        model.to(find_device(settings.device)).eval(),
+        reader,
+        [row["prompt"] for row in rows],
+        run.config["evaluation"].batch_size,
+    )
+    pairs = zip(rows, answers, strict=True)
+    others = [(row, answer) for row, answer in pairs if answer != row["answer_after"]]
+    log.info("%d of %d answers are those of the run", len(rows) - len(others), len(rows))
+    if len(others) > ROUNDING * len(rows):
+        row, answer = others[0]
+        raise LawError(
+            f"The checkpoint answers {len(others)} of {len(rows)} prompts otherwise than the run did: {shortened(answer)!r} to "
+            f"{shortened(row['prompt'])!r}, where {PREDICTIONS} has {shortened(str(row['answer_after']))!r}. Its weights are those "
+            "of the run, so expected the same answers up to rounding. Export with the versions of the packages in "
+            "manifest.json, on the kind of device that the run used."
+        )
