@@ -49,6 +49,21 @@ def test_a_path_that_hydra_cannot_read_is_shown_in_quotes(path: str) -> None:
     assert config.dataset.path == path
 
 
+def test_a_launcher_whose_package_is_missing_is_told_what_to_install(tmp_path: Path) -> None:
+    launchers = tmp_path / "hydra" / "launcher"
+    launchers.mkdir(parents=True)
+    (tmp_path / "config.yaml").touch()
+    (launchers / "mine.yaml").write_text("defaults:\n  - no_such_launcher@_here_\n")
+    with (
+        initialize_config_dir(version_base="1.3", config_dir=str(tmp_path)),
+        pytest.raises(HydraException) as error,
+    ):
+        compose("config", overrides=["hydra/launcher=mine"])
+    assert explain(error.value) == (
+        "The launcher is not installed; expected its package. Launchers are installed by `pip install -e '.[launchers]'`."
+    )
+
+
 @given(st.text("ab/ =,[](){}~é#:'\"", min_size=1))
 def test_the_proposed_quotes_give_the_value_back(value: str) -> None:
     assert OverridesParser.create().parse_override(f"key={_quoted(value)}").value() == value

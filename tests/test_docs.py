@@ -36,7 +36,7 @@ CONF = ROOT / "conf"
 EXTENDING = ROOT / "docs" / "extending.md"
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 GROUPS = ("model", "dataset", "method", "evaluation", "attack", "tracker", "world")
-LAUNCHERS = ("joblib", "submitit_slurm")  # of the extra `launchers`, which the tests do without
+LAUNCHERS = ("processes", "slurm")  # of conf/hydra/launcher
 FLAGS = {"-m": 0, "--multirun": 0, "--cfg": 1, "--help": 0}
 """Options of Hydra's own, and how many values each takes."""
 

@@ -15,6 +15,9 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from law.base.errors import LawError, did_you_mean, first_line
 
 
+INSTALL_LAUNCHERS = "Launchers are installed by `pip install -e '.[launchers]'`."
+
+
 def explain(error: HydraException | OmegaConfBaseException) -> str:
     """One paragraph on why the configuration does not compose, with the nearest valid key or option."""
     causes = [*_causes(error)]
@@ -25,6 +28,8 @@ def explain(error: HydraException | OmegaConfBaseException) -> str:
             return unknown_option(str(found.missing_cfg_file), found.options)
         if isinstance(found, OverrideParseException):
             return _unreadable(found.override)
+    if "Could not load 'hydra/launcher/" in str(error):
+        return f"The launcher is not installed; expected its package. {INSTALL_LAUNCHERS}"
     if several := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", str(error)):
         return _several(several[1])
     cause = next((found for found in causes if isinstance(found, OmegaConfBaseException)), None)
@@ -119,7 +124,7 @@ def unknown_option(path: str, options: Iterable[str]) -> str:
     valid = [name for name in options if not name.endswith("_schema")]
     hint = did_you_mean(option, valid)
     if group == "hydra/launcher":
-        hint += " Launchers are installed by `pip install -e '.[launchers]'`."
+        hint += f" {INSTALL_LAUNCHERS}"
     return f"Unknown {group} {option!r}.{hint} Available: {', '.join(valid)}. Set {group}=... to one of them."
 
 

@@ -11,6 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from law.base.cache import content_hash
 from law.runs.identity import PACKAGES, Identity, digests
 
@@ -26,6 +28,7 @@ def begin(identity: Identity) -> dict[str, Any]:
         **inputs_entries(identity.inputs),
         "started": now(),
         "git_revision": _git_revision(),
+        "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "versions": {package: importlib.metadata.version(package) for package in (*PACKAGES, *TOLD)},
     }
