@@ -18,6 +18,7 @@ from law.decoders.saving import Save
 from law.runs.command_line import failures_told, run_command
 from law.runs.configuration import build, identity
 from law.runs.identity import finished
+from law.runs.knob import turned
 from law.runs.lock import sole
 from law.runs.sequence import Job, wash_and_score
 from law.runs.tracker import NoTracker
@@ -28,7 +29,7 @@ def main(config: DictConfig) -> dict[str, float]:
     """Make one run. A run that has finished is not repeated, and one that another process makes is waited for."""
     folder = Path(HydraConfig.get().runtime.output_dir)
     with failing_together(), failures_told(), sole(folder):
-        return _run(config, folder)
+        return _run(turned(config), folder)
 
 
 def _run(config: DictConfig, folder: Path) -> dict[str, float]:

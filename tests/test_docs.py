@@ -30,6 +30,7 @@ from law.facts.fact import Fact
 from law.reporting.sweep import Run, Setup
 from law.reporting.typesetting import pipes
 from law.runs.configuration import LocateConfig, RunConfig, TrainConfig, build, check_config, schema
+from law.runs.knob import Knob
 
 ROOT = Path(__file__).parents[1]
 CONF = ROOT / "conf"
@@ -257,6 +258,7 @@ def test_settings_that_the_pages_name_exist() -> None:
     for group in GROUPS:
         for node in ConfigStore.instance().repo[group].values():
             known |= {*settings_of(get_class(node.node["_target_"]), f"{group}.")}
+    known |= {"method.knob", *settings_of(Knob, "method.knob.")}  # of a method's schema, and not of its class
     pattern = re.compile(
         rf"`((?:{'|'.join((*GROUPS, 'locate', 'training', 'prompting'))})\.[a-z_.]+)(?:=[^`]*)?`"
     )

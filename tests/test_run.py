@@ -115,6 +115,13 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
         left = sum(row["known_after"] for row in rows if row["known_before"])
         assert left / metrics["facts/known"] == pytest.approx(metrics["forget/accuracy"])
         assert metrics["forget/accuracy"] < metrics["forget/accuracy_before"] == 1.0
+        unrefused = [row["known_unrefused"] for row in rows if row["known_before"]]
+        assert mean(unrefused) == pytest.approx(metrics["forget/unrefused_accuracy"])
+        assert not any(row["known_after"] is not None for row in rows if not row["known_before"])
+        kept = [json.loads(line) for line in (run / "kept.jsonl").read_text().splitlines()]
+        assert len(kept) == metrics["facts/kept"] and all(row["known_before"] for row in kept)
+        assert mean(row["known_after"] for row in kept) == pytest.approx(metrics["retain/accuracy"])
+        assert all(row["subject"] in row["prompt"] for row in (*rows, *kept))
         attacked = [json.loads(line) for line in (run / "attacks.jsonl").read_text().splitlines()]
         assert [row["id"] for row in attacked] == [row["id"] for row in rows if row["known_before"]]
         found = [row["after"]["refusal/recalled"] for row in attacked]

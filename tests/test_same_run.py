@@ -106,8 +106,13 @@ def test_the_run_changes_with_what_can_change_a_number(method: str, changes: dic
         assert (reduced(other) == plain) is (changes is SAME_NUMBERS), key
 
 
+METHODS = (
+    "Unwashed FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RMU MEMIT LAW".split()
+)
 SAME = {
     *("RunConfig.name", "RunConfig.save", "RunConfig.rerun", "RunConfig.tracker"),
+    "RunConfig.point",  # the setting that it changes counts
+    *(f"{method}.knob" for method in METHODS),
     *("ModelSettings.device", "ModelSettings.device_map"),
     *("ModelSettings.converted", "ModelSettings.package", "ModelSettings.file"),
     *("CounterFact.download", "ZsRE.download"),

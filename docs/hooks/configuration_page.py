@@ -22,12 +22,13 @@ from hydra.utils import get_class
 from law.base.checks import ranges
 from law.base.settings import ROLE, SAME_RESULTS
 from law.runs.configuration import KnownFactsConfig, LocateConfig, RunConfig, TrainConfig
+from law.runs.knob import Knob
 
 CONF = Path(__file__).parents[2] / "conf"
 GROUPS = {
     "model": "Which model is washed, and how it is held.",
     "dataset": "Where the facts come from, and which of them are washed. [Data sets](../datasets.md) has the file formats.",
-    "method": "How the model is washed. What a method takes for one model is in its [preset](#presets).",
+    "method": "How the model is washed. What a method takes for one model is in its [preset](#presets). `method.knob` is its [knob](#Knob).",
     "evaluation": "What is measured before and after washing. [Metrics](../metrics.md) says what the numbers mean.",
     "attack": "How the washed model is attacked, to tell facts that are gone from facts that are hidden. [Attacks](../attacks.md) says what each asks.",
     "tracker": "Where a run's numbers go besides its files.",
@@ -101,6 +102,8 @@ def _groups() -> Iterator[str]:
             values = {key: value for key, value in content.items() if key != "defaults"}
             yield f"| `{path.stem}` | [`{cls.__name__}`](#{cls.__name__}) | {_values(values)} |"
         yield ""
+        if group == "method":
+            yield _section(Knob, 3)  # of a method's schema, and not of its class
         queue = [*classes.values()]
         while queue:
             cls = queue.pop(0)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, OmegaConf
 import law
 from law.attacks.attacking import Attacks
 from law.base.cache import content_hash
-from law.base.checks import FolderName, Seed, ranges, refuse_out_of_range
+from law.base.checks import FolderName, Natural, Seed, ranges, refuse_out_of_range
 from law.base.errors import LawError
 from law.base.settings import SAME_RESULTS
 from law.decoders.loading import ModelSettings
@@ -55,9 +55,13 @@ from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
 from law.runs.explanations import unknown_key, unknown_option
 from law.runs.identity import CHOICES, Identity, code, inputs_of, local, reduced, settings_of
+from law.runs.knob import Knob, knob_of, turned
 from law.runs.locating import LocateSettings
 from law.runs.tensorboard import TensorBoard
 from law.runs.tracker import NoTracker, Wandb
+
+KNOB = "knob"
+"""The key of a method's configuration that holds its :class:`~law.runs.knob.Knob`."""
 
 
 @dataclass
@@ -69,6 +73,8 @@ class RunConfig:
         seed: the seed of the facts drawn and of the methods that draw at random.
         save: what is kept of the washed model.
         rerun: run again even if the same run has finished.
+        point: a place in the factors of the method's knob, counted from 0 (:class:`~law.runs.knob.Knob`). The knob's value
+            is multiplied by the factor. ``null`` leaves it as it is.
         prompting: how facts are put to the model.
     """
 
@@ -82,6 +88,7 @@ class RunConfig:
     evaluation: Any
     attack: Any
     tracker: Any = field(metadata=SAME_RESULTS)
+    point: Natural | None = field(default=None, metadata=SAME_RESULTS)  # what it does is seen in the knob
     prompting: Prompting = field(default_factory=Prompting)
 
 
@@ -163,9 +170,15 @@ def train_settings(config: DictConfig) -> LabSettings:
 
 
 def schema(cls: type) -> type:
-    """The dataclass ``cls`` with a field ``_target_``, from which Hydra knows what to instantiate."""
+    """The dataclass ``cls`` with a field ``_target_``, from which Hydra knows what to instantiate.
+
+    A method's schema has its knob besides, which is no setting of the method.
+    """
     target = f"{cls.__module__}.{cls.__qualname__}"
-    return make_dataclass(f"{cls.__name__}Config", [("_target_", str, field(default=target))], bases=(cls,))
+    added: list[Any] = [("_target_", str, field(default=target))]
+    if callable(getattr(cls, "wash", None)):
+        added.append((KNOB, Knob | None, field(default=None, metadata=SAME_RESULTS)))
+    return make_dataclass(f"{cls.__name__}Config", added, bases=(cls,))
 
 
 def _register() -> None:
@@ -210,10 +223,15 @@ def _register() -> None:
 
 def _run_name(*, _root_: DictConfig) -> str:
     """The name of a run's folder. It ends in a digest of the configuration and of the places that files are read from."""
-    if _root_.hydra.mode is not RunMode.MULTIRUN:  # an error here would end the whole sweep
-        check_config(_root_)
+    config = _root_
+    try:
+        config = turned(config)
+        check_config(config)
+    except LawError:
+        if _root_.hydra.mode is not RunMode.MULTIRUN:  # an error here would end the whole sweep
+            raise
     choices = _root_.hydra.runtime.choices
-    digest = content_hash(reduced(_root_, lambda path: str(local(path).resolve())))
+    digest = content_hash(reduced(config, lambda path: str(local(path).resolve())))
     # an option in a folder of its group, such as method=mine/law, is no folder here
     chosen = re.sub(r"[^\w.+-]", "_", f"{choices.method}-{choices.model}-{choices.dataset}")
     return f"{chosen}-s{_root_.seed}-{digest[:8]}"
@@ -232,7 +250,19 @@ def build(config: DictConfig) -> Any:
         LawError: a ``_target_`` that is not the class of a registered schema.
     """
     _refuse_other_code(config)
-    return instantiate(config, _convert_="object")
+    plain = copy.deepcopy(config)
+    _drop_knobs(plain)
+    return instantiate(plain, _convert_="object")
+
+
+def _drop_knobs(config: DictConfig) -> None:
+    """Remove the knobs of a method and of the methods inside it, which their classes do not take."""
+    OmegaConf.set_struct(config, False)
+    config.pop(KNOB, None)
+    for key in map(str, config):
+        node = config._get_node(key)
+        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
+            _drop_knobs(node)
 
 
 def _refuse_other_code(config: DictConfig) -> None:
@@ -293,7 +323,7 @@ def _targets(value: Any) -> Iterator[str]:
 
 
 def identity(config: DictConfig) -> Identity:
-    """Which run this is, from the composed configuration and Hydra's record of how it came about."""
+    """Which run this is, from the composed configuration, turned to its point, and Hydra's record of how it came about."""
     check_config(config)
     hydra = HydraConfig.get()
     _refuse_unknown_presets(hydra.overrides.task)
@@ -308,6 +338,7 @@ def identity(config: DictConfig) -> Identity:
         seed=config.seed,
         save=config.save.name,
         config={key: value for key, value in whole.items() if key not in ("rerun", "tracker")},
+        knob=knob_of(config),
         config_hash=content_hash(reduced(config)),
         setup_hash=content_hash(reduced(setup)),
         code_hash=code(),

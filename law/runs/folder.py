@@ -11,6 +11,7 @@ from law.base.files import remove, remove_partial
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.jsonl"
+KEPT = "kept.jsonl"
 GENERATIONS = "generations.jsonl"
 ATTACKS = "attacks.jsonl"
 UNKNOWN_FACTS = "unknown_facts.jsonl"
@@ -45,7 +46,7 @@ def clear(folder: Path) -> None:
     """
     remove_partial(folder)
     # the manifest first: without it, the rest is no finished run
-    names = (MANIFEST, METRICS, PREDICTIONS, UNKNOWN_FACTS, GENERATIONS, ATTACKS, METHOD, WASHED)
+    names = (MANIFEST, METRICS, PREDICTIONS, KEPT, UNKNOWN_FACTS, GENERATIONS, ATTACKS, METHOD, WASHED)
     results, earlier = [path for name in names if (path := folder / name).exists()], folder / EARLIER
     if (read_object(folder / MANIFEST) or {}).get("status") == "finished":
         remove(earlier)

@@ -54,6 +54,7 @@ class Identity:
     settings: Mapping[str, str]  # what the command line or the sweep set besides
     seed: int
     save: str = "nothing"  # what is kept of the washed model
+    knob: Mapping[str, Any] | None = None  # the dotted name and the value of the method's knob
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved, and whole
     config_hash: str = ""  # of the reduced configuration
     setup_hash: str = ""  # of the same with the seed 0: runs of one setup share it

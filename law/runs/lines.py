@@ -32,17 +32,24 @@ def unknown_facts(
 def prediction(
     fact: Fact, known: bool, answers: Mapping[str, str], before: Scores, after: Scores
 ) -> dict[str, Any]:
-    """A line of ``predictions.jsonl``; a fact that does not count as known is not asked for again."""
+    """A line of ``predictions.jsonl`` or ``kept.jsonl``; a fact that does not count as known is not asked for again.
+
+    Facts that are kept are not asked for without the tokens that refuse.
+    """
     rule = before.replies.recall
     answer_after = after.replies.answers[fact.prompt] if known else None
+    unrefused = after.replies.unrefused.get(fact.prompt) if known else None
     return {
         "id": fact.id,
+        "subject": fact.subject,
         "prompt": fact.prompt,
         "object": fact.object,
         "answer_before": answers[fact.prompt],
         "answer_after": answer_after,
+        "answer_unrefused": unrefused,
         "known_before": known,
         "known_after": None if answer_after is None else recalls(answer_after, fact.object, rule),
+        "known_unrefused": None if unrefused is None else recalls(unrefused, fact.object, rule),
         "log_prob_before": finite(before.replies.log_probs.get(fact.question)),
         "log_prob_after": finite(after.replies.log_probs.get(fact.question)),
     }

@@ -43,6 +43,7 @@ from law.methods.protocol import Method
 from law.runs.folder import (
     ATTACKS,
     GENERATIONS,
+    KEPT,
     MANIFEST,
     METHOD,
     METRICS,
@@ -233,10 +234,12 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
             del metrics[name]
     scored = {*washed}
     predictions = (prediction(fact, fact in scored, answers, before, after) for fact in split.wash)
+    others_kept = (prediction(fact, True, answers, before, after) for fact in kept)
     texts = ({"prompt": p, "before": before.texts[p], "after": after.texts[p]} for p in before.texts)
     with timed("save"):
         save_washed(model, tokenizer, unwashed, folder / WASHED, job.save)
         write_json_lines(folder / PREDICTIONS, predictions)
+        write_json_lines(folder / KEPT, others_kept)
         write_json_lines(folder / GENERATIONS, texts)
         write_json(folder / METRICS, metrics)
     return metrics
