@@ -66,8 +66,8 @@ def build_report(sweep: Sweep, published: Sequence[Published] = ()) -> Report:
         quoted = [one for one in published if (one.model, one.dataset) == (panel.model, panel.dataset)]
         scores = {setup: scores_of(sweep, setup) for setup in panel.setups}
         reported = [*(key for mine in scores.values() for key in mine), *(one.metric for one in quoted)]
-        full = {metric: metric.title for metric in _among(FULL, reported)}
-        short = {metric: SHORT[metric.key] for metric in _among(SHORT, reported)}
+        full = {metric: metric.title for metric in metrics_among(FULL, reported)}
+        short = {metric: SHORT[metric.key] for metric in metrics_among(SHORT, reported)}
         note = explain(sweep, panel, scores, quoted)
         for tables, columns in ((report.short, short), (report.full, full)):
             headings = ["method", "runs", *(f"{title} {ARROWS[m.better]}" for m, title in columns.items())]
@@ -107,7 +107,7 @@ def _rows(
         for metric in metrics:
             score = scores[setup].get(metric.key)
             if score:
-                text = _text(metric, score.mean, None if metric.key in bare else score.spread)
+                text = as_text(metric, score.mean, None if metric.key in bare else score.spread)
             else:
                 text = NOTHING if done else _worst(missing)
             wins = score and setup.method != "none" and _shown(metric, score.mean) == best[metric.key]
@@ -115,7 +115,7 @@ def _rows(
         lines.append((setup, [*cells, *([last[setup]] if last else [])]))
     for method in dict.fromkeys(one.method for one in quoted):
         values = {one.metric: one.value for one in quoted if one.method == method}
-        texts = [_text(m, values[m.key]) if m.key in values else NOTHING for m in metrics]
+        texts = [as_text(m, values[m.key]) if m.key in values else NOTHING for m in metrics]
         row = [
             Cell(text) for text in (f"{method} (published)", NOTHING, *texts, *([NOTHING] if last else []))
         ]
@@ -124,7 +124,7 @@ def _rows(
     return [cells for _, cells in lines]
 
 
-def _among(columns: Iterable[str], reported: Iterable[str]) -> list[Metric]:
+def metrics_among(columns: Iterable[str], reported: Iterable[str]) -> list[Metric]:
     """The metrics of these columns that were reported; ``{task}`` stands for each task, by name."""
     keys = {*reported}
     found = [key for column in columns for key in sorted(keys) if re.fullmatch(pattern(column), key)]
@@ -140,10 +140,10 @@ def _best(metric: Metric, scores: Sequence[Score | None]) -> float | None:
 
 
 def _shown(metric: Metric, value: float) -> float:
-    return float(_text(metric, value))
+    return float(as_text(metric, value))
 
 
-def _text(metric: Metric, value: float, spread: float | None = None) -> str:
+def as_text(metric: Metric, value: float, spread: float | None = None) -> str:
     """A number as tables show it, with what stands behind ±: fractions in percent; no decimals from 100 up."""
     scale = 100 if metric.unit == "fraction" else 1
     decimals = 2 if metric.unit == "perplexity" else 1
