@@ -39,6 +39,7 @@ from law.evaluation.fluency import FluencySettings
 from law.evaluation.reasoning_tasks import ReasoningSettings
 from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import CounterFact
+from law.methods.alphaedit import AlphaEdit, NullSpace
 from law.methods.dpo import DPO
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
@@ -73,6 +74,7 @@ METHODS: dict[str, Method] = {
     "none": Unwashed(),
     "law": LAW(START, learning_rate=1e-4, boundary_learning_rate=1e-5, iterations=10, search=True),
     "memit": replace(START, contexts=None),
+    "alphaedit": AlphaEdit(**vars(START), facts_at_once=2, null_space=NullSpace(threshold=1.0)),
     "finetune": FineTuning(1e-3, epochs=1),
     "finetune with LoRA": FineTuning(1e-3, epochs=1, lora=LORA),
     "gradient_ascent": GradientAscent(1e-3),

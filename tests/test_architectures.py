@@ -19,6 +19,7 @@ from law.decoders.structure import Decoder
 from law.editing.second_moments import MomentSettings
 from law.editing.target_values import TargetSettings
 from law.facts.fact import Fact
+from law.methods.alphaedit import AlphaEdit, NullSpace
 from law.methods.dpo import DPO
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
@@ -189,6 +190,10 @@ METHODS: dict[str, tuple[Callable[[Path], Method], bool]] = {
     "memit": (memit, True),
     "law": (
         lambda text: LAW(memit(text), learning_rate=1e-3, iterations=5, eliminate=False),
+        True,
+    ),
+    "AlphaEdit": (
+        lambda text: AlphaEdit(**vars(memit(text)), facts_at_once=2, null_space=NullSpace(threshold=1e3)),
         True,
     ),
     "gradient ascent": (lambda _: GradientAscent(learning_rate=1e-3), False),

@@ -26,6 +26,7 @@ from law.evaluation.reasoning_tasks import RowSource
 from law.facts.counterfact import Selection
 from law.facts.source import Known, Part, part_of
 from law.lab.make import LabSettings
+from law.methods.alphaedit import Smallness
 from law.methods.law import Iterate, SearchWindow, Start
 from law.runs.configuration import build, check_config, train_settings
 from law.runs.explanations import explain
@@ -35,6 +36,7 @@ from law.tuning.retain import Hold
 
 CONF = Path(__file__).parents[1] / "conf"
 TUNED = "FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RetainTuning RMU".split()
+EDITORS = ("MEMIT", "BatchedEditor", "AlphaEdit")
 SOURCES = ("CounterFact", "ZsRE", "WikiLatest", "Custom")
 GROUPS = ("model", "dataset", "method", "evaluation", "attack", "tracker")
 OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
@@ -127,7 +129,7 @@ def test_methods_published_search_window_is_one_override_away() -> None:
         ("evaluation.recall=WHOLE_WORD", "[substring, whole_word]. Did you mean 'whole_word'?"),
         (
             "method=lwa",
-            "Unknown method 'lwa'. Did you mean 'law'? Available: dpo, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, undial, woh.",
+            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, undial, woh.",
         ),
         ("modle=lab", "Did you mean 'model'?"),
     ],
@@ -142,7 +144,7 @@ def test_a_mistyped_choice_is_answered_with_the_nearest() -> None:
     hints = {hint for cls in settings_classes() for hint in get_type_hints(cls).values()}
     hints |= {part for hint in hints for part in get_args(hint)}  # of an optional one
     kinds = {hint for hint in hints if isinstance(hint, type) and issubclass(hint, Enum)}
-    assert {Save, Recall, Part, Known, Selection, RowSource, Start, Iterate, Mode, Hold} == kinds
+    assert {Save, Recall, Part, Known, Selection, RowSource, Start, Iterate, Mode, Hold, Smallness} == kinds
     for kind in kinds:
         config = OmegaConf.structured(make_dataclass("Settings", [("choice", kind)]))
         for member in kind:
@@ -191,7 +193,8 @@ ZERO_IS_MEANT = {
     "RunConfig.point",  # the first one
     "LabWorld.multi_fact_subjects",
     *("TrainingSettings.weight_decay", "TrainingSettings.warmup"),
-    *("MEMIT.context_seed", "Leak.seed", "Relearning.seed"),
+    *(f"{editor}.context_seed" for editor in EDITORS),
+    *("Leak.seed", "Relearning.seed"),
     *(f"{method}.weight_decay" for method in TUNED),
     *(f"{source}.keep" for source in SOURCES),
     *(f"{seeded}.seed" for seeded in (*TUNED, *SOURCES)),

@@ -19,6 +19,7 @@ from law.editing.second_moments import MomentSettings
 from law.editing.target_values import TargetSettings
 from law.facts.fact import Fact
 from law.lab.world import LabWorld
+from law.methods.alphaedit import AlphaEdit, NullSpace
 from law.methods.finetune import FineTuning
 from law.methods.gradient_ascent import GradientAscent
 from law.methods.jensun import JensUn
@@ -49,6 +50,9 @@ def law(text: Path) -> LAW:
 RESTORING: dict[str, Make] = {
     "memit": memit,
     "law": law,
+    "alphaedit": lambda text: AlphaEdit(
+        **vars(memit(text)), facts_at_once=2, null_space=NullSpace(threshold=1e3)
+    ),
     "rmu": lambda text: RMU(
         learning_rate=1e-2, epochs=2, layers=[0, 1], steering=3.0, retain=RetainSet(str(text))
     ),
@@ -156,7 +160,7 @@ def test_a_search_for_lambda_that_gives_up_takes_earlier_layers_back(
 ) -> None:
     before, method, calls = weights(model), law(text), iter(range(100))
 
-    def find(self: LAW, system: Any, _: Any) -> tuple[float, torch.Tensor]:
+    def find(self: LAW, layer: int, system: Any, _: Any) -> tuple[float, torch.Tensor]:
         if next(calls) == 1:
             raise LawError("The search for λ gave up.")
         return 1.0, system.solve(1e3)

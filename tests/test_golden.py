@@ -388,7 +388,7 @@ def test_memit_end_to_end_from_recorded_targets(golden: Golden) -> None:
     model = copy.deepcopy(golden.model)
     settings = golden.settings("law_skip").initial
     for update in edit_layers(
-        settings, golden.problem(model), lambda system, _: (settings.lam, system.solve(settings.lam))
+        settings, golden.problem(model), lambda _, system, __: (settings.lam, system.solve(settings.lam))
     ):
         stored = golden.arrays[f"memit.W_washed_L{update.layer}"]
         recorded = as_in_out(stored, golden.decoder.weight(update.layer))

@@ -121,13 +121,13 @@ def test_lambda_search_ends_in_the_window_and_gives_up_in_words() -> None:
     system = system_of(torch.eye(2), K, torch.tensor([[1.0]]).double())
     weight = torch.tensor([[1.0], [0.0]])
     law = LAW(MEMIT([0], 16.0, MomentSettings("")), learning_rate=1.0, search=True)
-    lam, delta = law._find(system, weight)
+    lam, delta = law._find(0, system, weight)
     # 1 / (λ + 1) ≥ 1/3 means λ ≤ 2, first met by 16 · 0.75⁸ = 1.6018
     assert lam == pytest.approx(16 * 0.75**8)
     assert delta.norm() == pytest.approx(1 / (1 + lam))
     law.window = SearchWindow(low=2.0, high=3.0, attempts=5)
     with pytest.raises(LawError, match="gave up after 5 attempts"):
-        law._find(system, weight)
+        law._find(0, system, weight)
 
 
 # --- z* -----------------------------------------------------------------------------------------

@@ -106,8 +106,10 @@ def test_the_run_changes_with_what_can_change_a_number(method: str, changes: dic
         assert (reduced(other) == plain) is (changes is SAME_NUMBERS), key
 
 
+EDITORS = ("MEMIT", "AlphaEdit")
 METHODS = (
-    "Unwashed FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RMU MEMIT LAW".split()
+    *"Unwashed FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RMU LAW".split(),
+    *EDITORS,
 )
 SAME = {
     *("RunConfig.name", "RunConfig.save", "RunConfig.rerun", "RunConfig.tracker"),
@@ -116,7 +118,8 @@ SAME = {
     *("ModelSettings.device", "ModelSettings.device_map"),
     *("ModelSettings.converted", "ModelSettings.package", "ModelSettings.file"),
     *("CounterFact.download", "ZsRE.download"),
-    *("MEMIT.batch_size", "MEMIT.cache", "MomentSettings.batch_size", "MomentSettings.save_every"),
+    *(f"{editor}.{setting}" for editor in EDITORS for setting in ("batch_size", "cache")),
+    *("MomentSettings.batch_size", "MomentSettings.save_every"),
     *("TargetSettings.batch_size", "TargetSettings.shard"),
     *("EvaluationSettings.batch_size", "EvaluationSettings.cache"),
     *("ReasoningSettings.batch_size", "FluencySettings.batch_size"),

@@ -193,7 +193,7 @@ class LAW(Checked):
                 weight.copy_(kept[layer])
         return starts
 
-    def _find(self, system: System, weight: Tensor) -> tuple[float, Tensor]:
+    def _find(self, layer: int, system: System, weight: Tensor) -> tuple[float, Tensor]:
         """λ and Δ: MEMIT's own λ, moved until ‖Δ‖ lies in the window of the search."""
         lam = self.initial.lam
         if not self.search:

@@ -15,8 +15,9 @@ the least-squares solution of :math:`\Delta^T K = r` that changes little on gene
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -74,6 +75,10 @@ class MEMIT(Checked):
         if self.moments.published is not None:
             layer_files(decoder, self.layers, self.moments.published)
 
+    def open_cache(self) -> Cache:
+        """The cache of C and z*."""
+        return Cache(Path(self.cache) if self.cache else None)
+
     def wash(
         self,
         model: PreTrainedModel,
@@ -87,8 +92,66 @@ class MEMIT(Checked):
         decoder = Decoder(model)
         with undone_on_failure(model, [decoder.weight(layer) for layer in self.layers]):
             problem = prepare(self, model, tokenizer, facts, report)
-            for update in edit_layers(self, problem, lambda system, _: (self.lam, system.solve(self.lam))):
+            for update in edit_layers(
+                self, problem, lambda _, system, __: (self.lam, system.solve(self.lam))
+            ):
                 report({"layer": update.layer, "lambda": update.lam, "relative_norm": update.relative_norm})
+
+
+Solve = Callable[[int, System], Tensor]
+"""Gives Δ (d_ff, d_model) for the number of a layer and its system."""
+
+
+@dataclass(kw_only=True)
+class BatchedEditor(MEMIT, ABC):
+    """What AlphaEdit and ENCORE share: MEMIT's stages with another system, for one batch of facts after the other.
+
+    Each batch is edited on the model that the batches before it have left, and its z* are optimised there. The keys of
+    those batches stay in the system as K_p K_pᵀ with the residual zero, so that a batch undoes little of theirs.
+
+    Args:
+        facts_at_once: facts in a batch; ``null`` edits all facts at once.
+    """
+
+    facts_at_once: Count | None = 100
+
+    @abstractmethod
+    def solver(self, moments: dict[int, Tensor]) -> Solve:
+        """How a layer's system, whose G is K Kᵀ + K_p K_pᵀ, is solved; ``moments`` are C of each layer."""
+
+    def wash(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        report: Report = lambda _: None,
+        others: Sequence[Fact] = (),
+    ) -> None:
+        """Add Δ to the down-projection of every layer in R, once for each batch of facts."""
+        self.check(model)
+        decoder, size = Decoder(model), self.facts_at_once or len(facts)
+        with undone_on_failure(model, [decoder.weight(layer) for layer in self.layers]):
+            problem = prepare(self, model, tokenizer, facts[:size], report)
+            solve = self.solver(problem.moments)
+            earlier: dict[int, Tensor] = {}  # K Kᵀ + K_p K_pᵀ, in the CPU's memory: one (d_ff, d_ff) a layer
+
+            def find(layer: int, system: System, _: Tensor) -> tuple[float, Tensor]:
+                if layer in earlier:
+                    system = replace(system, G=system.G + earlier[layer].to(system.G.device))
+                earlier[layer] = system.G.cpu()
+                return self.lam, solve(layer, system)
+
+            for first in range(0, len(facts), size):
+                if first:
+                    batch = facts[first : first + size]
+                    targets = aim(
+                        self, decoder, tokenizer, batch, problem.contexts, self.open_cache(), report
+                    )
+                    problem = replace(problem, facts=batch, targets=targets)
+                for update in edit_layers(self, problem, find):
+                    report(
+                        {"batch": first // size, "layer": update.layer, "relative_norm": update.relative_norm}
+                    )
 
 
 @dataclass(frozen=True)
@@ -117,14 +180,28 @@ def prepare(
         contexts = generate_contexts(model, tokenizer, settings.context_seed)
         log.info("contexts: %s", contexts)
     report({"contexts": contexts})
-    cache = Cache(Path(settings.cache) if settings.cache else None)
+    cache = settings.open_cache()
     moments = second_moments(decoder, tokenizer, settings.layers, settings.moments, cache)
+    targets = aim(settings, decoder, tokenizer, facts, contexts, cache, report)
+    return Problem(decoder, tokenizer, facts, contexts, moments, targets)
+
+
+def aim(
+    settings: MEMIT,
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    facts: Sequence[Fact],
+    contexts: list[str],
+    cache: Cache,
+    report: Report,
+) -> Targets:
+    """z* of every fact, on the model as it is now."""
     targets = target_values(decoder, tokenizer, facts, contexts, settings.layers[-1], settings.targets, cache)
     nll = torch.stack([trace.nll.sum(1) for trace in targets.traces()]).sum(0) / len(facts)  # (steps)
     first, last = nll[0].item(), nll[-1].item()
     log.info("z*: mean NLL of end-of-text %.2f → %.2f", first, last)
     report({"targets/first_nll": first, "targets/last_nll": last, "spared_s": cache.spared_s})
-    return Problem(decoder, tokenizer, facts, contexts, moments, targets)
+    return targets
 
 
 @dataclass(frozen=True)
@@ -138,12 +215,12 @@ class Update:
 
 
 def edit_layers(
-    settings: MEMIT, problem: Problem, find: Callable[[System, Tensor], tuple[float, Tensor]]
+    settings: MEMIT, problem: Problem, find: Callable[[int, System, Tensor], tuple[float, Tensor]]
 ) -> Iterator[Update]:
-    """Edit the layers in order; ``find`` gives (λ, Δ) for a layer's system and its W (d_ff, d_model)."""
+    """Edit the layers in order; ``find`` gives (λ, Δ) for a layer, its system and its W (d_ff, d_model)."""
     for i, layer in enumerate(settings.layers):
         weight = problem.decoder.weight(layer)
-        lam, delta = find(layer_system(settings, problem, i), weight)
+        lam, delta = find(layer, layer_system(settings, problem, i), weight)
         relative_norm = add_update(weight, delta)
         log.info("layer %d: λ = %g, ‖Δ‖/‖W‖ = %.3f", layer, lam, relative_norm)
         yield Update(layer, lam, delta, relative_norm)

@@ -39,6 +39,7 @@ from law.facts.zsre import ZsRE
 from law.lab.counterfact import CounterFactWorld
 from law.lab.make import LabSettings
 from law.lab.world import LabWorld
+from law.methods.alphaedit import AlphaEdit
 from law.methods.dpo import DPO
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
@@ -205,6 +206,7 @@ def _register() -> None:
             RMU,
             MEMIT,
             LAW,
+            AlphaEdit,
         ),
         "evaluation": (EvaluationSettings,),
         "attack": (Attacks,),

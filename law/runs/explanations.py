@@ -14,7 +14,6 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from law.base.errors import LawError, did_you_mean, first_line
 
-
 INSTALL_LAUNCHERS = "Launchers are installed by `pip install -e '.[launchers]'`."
 
 

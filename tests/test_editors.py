@@ -1,0 +1,162 @@
+"""Today's editors: their algebra by hand and by the published form, what each is a special case of, and a wash with each."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import Loaded, TrainedLab
+from hypothesis import given
+from hypothesis import strategies as st
+from small import all_targets
+from torch import Tensor
+
+from law.base.cache import Cache
+from law.base.errors import LawError
+from law.decoders.greedy_decoding import recalled_facts
+from law.decoders.structure import Decoder
+from law.editing.keys import subject_keys, subject_outputs
+from law.editing.least_squares import System
+from law.editing.second_moments import MomentSettings, second_moments
+from law.editing.target_values import TargetSettings
+from law.methods.alphaedit import AlphaEdit, NullSpace, Smallness, within
+
+CONTEXTS = ["He said. {}", "They know. {}"]
+
+
+def common(lab: TrainedLab) -> dict[str, object]:
+    """The settings of every editor that aims at z*, for the model of three blocks."""
+    return {
+        "layers": [0, 1],
+        "lam": 1.0,
+        "moments": MomentSettings(str(lab.text_path)),
+        # a model of three blocks has read the attribute early: only a long δ still makes it speak otherwise
+        "targets": TargetSettings(clamp=4.0),
+        "contexts": CONTEXTS,
+        "batch_size": 8,
+    }
+
+
+def drawn(seed: int, *shapes: tuple[int, int]) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=generator, dtype=torch.double) for shape in shapes]
+
+
+def system_of(C: Tensor, K: Tensor, r: Tensor) -> System:
+    return System(C.double(), (K @ K.T).double(), (K @ r.T).double(), r.square().sum().item())
+
+
+def moments_of(decoder: Decoder, tokenizer: object, lab: TrainedLab, layers: list[int]) -> dict[int, Tensor]:
+    return second_moments(decoder, tokenizer, layers, MomentSettings(str(lab.text_path)), Cache(None))  # type: ignore[arg-type]
+
+
+# --- AlphaEdit ----------------------------------------------------------------------------------
+
+
+def test_alphaedit_worked_out_by_hand() -> None:
+    """C = diag(1, 0.01) leaves e₂ free. With k = (1, 1), r = 2 and λ = 1, (1 + 1) Δ₂ = 2. An earlier key (5, 1) adds
+    1 to the system: (1 + 1 + 1) Δ₂ = 2.
+    """
+    C, k = torch.diag(torch.tensor([1.0, 0.01])).double(), torch.ones(2, 1).double()
+    basis = NullSpace().basis(C)
+    torch.testing.assert_close(basis.abs(), torch.tensor([[0.0], [1.0]]).double())
+    system = system_of(C, k, torch.tensor([[2.0]]).double())
+    torch.testing.assert_close(within(basis, system, 1.0), torch.tensor([[0.0], [1.0]]).double())
+    before = torch.tensor([[5.0], [1.0]]).double()
+    later = replace(system, G=system.G + before @ before.T)
+    torch.testing.assert_close(within(basis, later, 1.0), torch.tensor([[0.0], [2 / 3]]).double())
+
+
+def test_null_space_by_eigenvalue_by_energy_and_by_directions() -> None:
+    """Eigenvalues 1, 2, 3, 4 add up to 10: the two smallest hold 30 % of the energy and are half of the directions."""
+    C = torch.diag(torch.tensor([3.0, 1.0, 4.0, 2.0])).double()
+    two = torch.diag(torch.tensor([0.0, 1.0, 0.0, 1.0])).double()
+    for by, threshold in ((Smallness.eigenvalue, 2.5), (Smallness.energy, 0.3), (Smallness.directions, 0.5)):
+        basis = NullSpace(by, threshold).basis(C)
+        torch.testing.assert_close(basis @ basis.T, two)
+    with pytest.raises(LawError, match=r"by eigenvalue, expected some below 0.02; the smallest of 4 .* is 1"):
+        NullSpace().basis(C)
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6))
+def test_alphaedit_solves_the_published_system(seed: int, free: int) -> None:
+    """[P (K Kᵀ + K_p K_pᵀ) + λ I]⁻¹ P K rᵀ, whose matrix is not symmetric."""
+    root, K, K_p, r = drawn(seed, (6, 9), (6, 3), (6, 4), (5, 3))
+    C = root @ root.T
+    basis = NullSpace(Smallness.directions, free / 6).basis(C)
+    assert basis.shape == (6, free)
+    P, G = basis @ basis.T, K @ K.T + K_p @ K_p.T
+    expected = torch.linalg.solve(P @ G + 0.5 * torch.eye(6), P @ K @ r.T)
+    found = within(basis, replace(system_of(C, K, r), G=G), 0.5)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8)
+
+
+def test_alphaedit_with_every_direction_free_is_memit_with_c_the_identity() -> None:
+    root, K, r = drawn(1, (6, 9), (6, 3), (5, 3))
+    basis = NullSpace(Smallness.directions, 1.0).basis(root @ root.T)
+    expected = system_of(torch.eye(6), K, r).solve(0.5)
+    torch.testing.assert_close(within(basis, system_of(root @ root.T, K, r), 0.5), expected)
+
+
+def test_alphaedit_forgets_within_the_null_space(knowing: Loaded, trained_lab: TrainedLab) -> None:
+    model, tokenizer, facts = knowing
+    decoder = Decoder(model)
+    null_space = NullSpace(Smallness.energy, 0.05)
+    before = [decoder.weight(layer).detach().clone() for layer in (0, 1)]
+    moments = moments_of(decoder, tokenizer, trained_lab, [0, 1])
+    AlphaEdit(**common(trained_lab), null_space=null_space).wash(model, tokenizer, facts)
+    assert len(recalled_facts(model, tokenizer, facts, 8)) <= 2
+    for layer in (0, 1):
+        delta = (decoder.weight(layer).detach() - before[layer]).double()
+        U = null_space.basis(moments[layer]).double()
+        assert (delta - U @ (U.T @ delta)).norm() < 1e-3 * delta.norm()
+
+
+def test_a_later_batch_is_edited_on_the_model_that_the_earlier_has_left_and_keeps_its_keys(
+    knowing: Loaded, trained_lab: TrainedLab
+) -> None:
+    """Two batches of three facts in one layer, against the equation with the first batch's keys as K_p."""
+    model, tokenizer, facts = knowing
+    decoder = Decoder(model)
+    settings = AlphaEdit(
+        **{**common(trained_lab), "layers": [1]}, facts_at_once=3, null_space=NullSpace(threshold=1.0)
+    )
+    P = (
+        basis := settings.null_space.basis(moments_of(decoder, tokenizer, trained_lab, [1])[1]).double()
+    ) @ basis.T
+    start = decoder.weight(1).detach().clone()
+    rows: list[dict[str, float]] = []
+    settings.wash(model, tokenizer, facts, rows.append)
+    assert [row["batch"] for row in rows if "batch" in row] == [0, 1]
+    found = decoder.weight(1).detach().clone()
+
+    with torch.no_grad():
+        decoder.weight(1).copy_(start)
+    previous = torch.zeros(len(start), len(start), dtype=torch.double)
+    for batch in (facts[:3], facts[3:]):
+        K = subject_keys(decoder, tokenizer, batch, CONTEXTS, [1], 8)[1].double()
+        z, _ = all_targets(decoder, tokenizer, batch, CONTEXTS, 1, settings.targets)
+        r = (z - subject_outputs(decoder, tokenizer, batch, 1, 8)).double()
+        matrix = P @ (K @ K.T + previous) + settings.lam * torch.eye(len(start))
+        with torch.no_grad():
+            decoder.weight(1).add_(torch.linalg.solve(matrix, P @ K @ r.T))
+        previous += K @ K.T
+    assert (found - start).norm() > 0.1
+    torch.testing.assert_close(found, decoder.weight(1).detach(), rtol=1e-2, atol=1e-3)
+
+
+# --- EMMET --------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10_000), st.integers(1, 9), st.floats(0.01, 100), st.floats(0.01, 100))
+def test_emmet_is_memit_with_the_product_of_its_two_weights(
+    seed: int, n: int, general: float, ridge: float
+) -> None:
+    """Δᵀ = r (Kᵀ (λ_C C)⁻¹ K + λₑ I)⁻¹ Kᵀ (λ_C C)⁻¹, for fewer facts than d_ff = 6 and for more."""
+    root, K, r = drawn(seed, (6, 12), (6, n), (5, n))
+    weighed = torch.linalg.inv(general * root @ root.T)
+    inner = torch.linalg.inv(K.T @ weighed @ K + ridge * torch.eye(n))
+    expected = (r @ inner @ K.T @ weighed).T
+    found = system_of(root @ root.T, K, r).solve(ridge * general)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
