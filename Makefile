@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 RUNS ?= outputs/paper
 
-.PHONY: help demo real sync models benchmark tables test fast test-slow check docs lab clean
+.PHONY: help demo real sync models benchmark tables test fast test-slow test-slurm check docs lab clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/'
@@ -43,6 +43,10 @@ fast: $(READY)  ## the fast tests, in two processes of one thread each
 
 test-slow: $(READY)  ## the tests that take minutes, and those that repeat what a fast one proves
 	$(BIN)/pytest -m slow
+
+test-slurm: $(READY)  ## a sweep through a Slurm of one node on this machine (apt-get install slurm-wlm munge)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[launchers]"
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m slow tests/slurm
 
 check: $(READY)  ## lint, format, types and the direction of imports
 	$(BIN)/ruff check .
