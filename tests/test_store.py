@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -70,10 +70,12 @@ def test_tensors_are_kept_under_their_key(tmp_path: Path) -> None:
 
 def damage(path: Path, how: str) -> None:
     whole = path.read_bytes()
-    path.write_bytes({"cut short": whole[:-5], "garbage": b"\xff" * len(whole), "empty": b""}[how])
+    flipped = whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:]  # a number that is a number still
+    damages = {"cut short": whole[:-5], "garbage": b"\xff" * len(whole), "empty": b"", "one bit": flipped}
+    path.write_bytes(damages[how])
 
 
-DAMAGES = pytest.mark.parametrize("how", ["cut short", "garbage", "empty"])
+DAMAGES = pytest.mark.parametrize("how", ["cut short", "garbage", "empty", "one bit"])
 
 
 @DAMAGES
@@ -87,7 +89,37 @@ def test_damaged_tensors_are_none(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert path.name in caplog.text and "damaged" in caplog.text
     cache.keep("moments", {}, count.tensors(), 1.0)  # mends the file
     assert cache.tensors("moments", {})["a"][0, 0] == 2
-    assert list(tmp_path.iterdir()) == [path]
+    assert sorted(tmp_path.iterdir()) == [path, path.with_name(f"{path.name}.damaged")]
+
+
+@DAMAGES
+def test_damaged_json_is_computed_again_and_set_aside(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    def value() -> dict[str, float]:
+        return {"a": 12345678.25, "b": 87654321.25}
+
+    cache = Cache(tmp_path)
+    cache.json("scores", {}, value)
+    (path,) = tmp_path.iterdir()
+    damage(path, how)
+    with caplog.at_level(logging.WARNING):
+        assert cache.json("scores", {}, value) == value()
+    assert f"{path} is damaged (" in caplog.text
+    assert sorted(tmp_path.iterdir()) == [path, path.with_name(f"{path.name}.damaged")]
+    assert cache.json("scores", {}, Counted().value) == value()
+
+
+def test_what_earlier_versions_kept_without_a_hash_is_taken(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    path = cache.path("scores", {}, "json")
+    assert path is not None
+    write_json(path, {"a": 1})
+    assert cache.json("scores", {}, Counted().value) == {"a": 1}
+    tensors = cache.path("moments", {}, "safetensors")
+    assert tensors is not None
+    save_file({"a": torch.ones(2), "seconds": torch.tensor(1.0)}, tensors)
+    assert (cache.tensors("moments", {}) or {})["a"].tolist() == [1, 1]
 
 
 class Squares:

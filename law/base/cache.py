@@ -16,9 +16,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.errors import LawError
-from law.base.files import FileHashes, load_json, remove_partial, write_json
+from law.base.files import FileHashes, load_json, remove_partial, write_hashed_json
 from law.base.processes import gathered
-from law.base.tensor_files import load_tensors, save_tensors
+from law.base.tensor_files import load_tensors, save_tensors, update_hash
 
 log = logging.getLogger(__name__)
 
@@ -45,9 +45,7 @@ def model_hash(model: PreTrainedModel) -> str:
         k: v for k, v in model.config.to_dict().items() if k not in ("_name_or_path", "transformers_version")
     }
     digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    update_hash(digest, model.state_dict())
     return digest.hexdigest()
 
 
@@ -73,6 +71,12 @@ def seconds_of(path: Path | None) -> float:
 def _everywhere(found: T | None) -> TypeGuard[T]:
     """Whether every process has found it: what is computed together can't be computed by some alone."""
     return all(gathered(found is not None))
+
+
+def _first(path: Path) -> Any:
+    """The value kept under ``path``, with a hash in its name or, from earlier versions, without."""
+    named = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
+    return next((found for file in (*named, path) if (found := load_json(file)) is not None), None)
 
 
 def load_again(path: Path) -> dict[str, Tensor]:
@@ -106,12 +110,12 @@ class Cache:
     def json(self, name: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """The JSON value kept under ``key``, computed when there is none."""
         path = self.path(name, key, "json")
-        if path is not None and _everywhere(found := load_json(path)):
+        if path is not None and _everywhere(found := _first(path)):
             log.info("%s: taken from %s", name, path)
             return found
         value = compute()
         if path is not None:
-            write_json(path, value)
+            write_hashed_json(path, value)
         return value
 
     def tensors(self, name: str, key: Mapping[str, Any]) -> dict[str, Tensor] | None:

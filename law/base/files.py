@@ -6,10 +6,11 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,6 +19,11 @@ log = logging.getLogger(__name__)
 
 PARTIAL = ".partial"
 """The end of a file's name while it is being written."""
+
+DAMAGED = ".damaged"
+"""The end of the name of a file that was found to be damaged."""
+
+HASH_IN_NAME = re.compile(r"\.([0-9a-f]{16})\.json$")
 
 
 @contextmanager
@@ -71,7 +77,7 @@ def write_text(path: Path, parts: Iterable[str]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON value."""
-    write_text(path, [json.dumps(value, indent=1, ensure_ascii=False), "\n"])
+    write_text(path, [_json_text(value)])
 
 
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -79,15 +85,44 @@ def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     write_text(path, (json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
+def write_hashed_json(path: Path, value: Any) -> None:
+    """Write one JSON value as ``write_json`` does, with the hash of the file's bytes before the end of its name."""
+    text = _json_text(value)
+    write_text(path.with_suffix(f".{_short_hash(text.encode())}{path.suffix}"), [text])
+
+
 def load_json(path: Path) -> Any:
-    """The value of a file; ``None`` where there is none, or a damaged one, which is logged."""
+    """The value of a file; ``None`` where there is none, or a damaged one, which is set aside.
+
+    A file whose name has the hash of its bytes (:func:`write_hashed_json`) is damaged when it has other bytes.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        named = HASH_IN_NAME.search(path.name)
+        if named and named[1] != _short_hash(content):
+            raise ValueError("its bytes have another hash than its name")
+        return json.loads(content)
     except FileNotFoundError:
         return None
     except ValueError as error:
-        log.warning("%s is damaged (%s); computing it again", path, error)
+        set_aside(path, error)
         return None
+
+
+def set_aside(path: Path, error: Exception) -> None:
+    """Rename a damaged file, so that it can be looked at and is not read again, and warn of it."""
+    damaged = path.with_name(f"{path.name}{DAMAGED}")
+    log.warning("%s is damaged (%s); it is set aside as %s and computed again", path, error, damaged.name)
+    with suppress(OSError):  # another process has set it aside, or the folder is read-only
+        path.replace(damaged)
+
+
+def _json_text(value: Any) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+
+
+def _short_hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def file_hash(path: Path) -> str:

@@ -15,13 +15,12 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from law.base.cache import SECONDS, Cache, load_again
-from law.base.files import load_json, write_json
+from law.base.files import load_json, write_hashed_json
 from law.base.processes import gathered
-from law.base.tensor_files import save_tensors
+from law.base.tensor_files import load_tensors, save_tensors
 
 log = logging.getLogger(__name__)
 
@@ -84,12 +83,9 @@ class TensorItems:
 
     def _index(self, path: Path) -> None:
         """Note which items a file holds; a damaged one holds none."""
-        try:
-            with safe_open(path, framework="pt") as file:
-                digests, seconds = file.get_tensor(DIGESTS), file.get_tensor(SECONDS).item()
-        except SafetensorError as error:
-            log.warning("%s is damaged (%s); its items are computed again", path, error)
+        if (tensors := load_tensors(path)) is None:
             return
+        digests, seconds = tensors[DIGESTS], tensors[SECONDS].item()
         self._places |= {bytes(row): (len(self.files), i) for i, row in enumerate(digests.tolist())}
         self.files.append(partial(load_again, path))
         self._seconds.append(seconds / max(1, len(digests)))
@@ -113,7 +109,7 @@ def json_items(
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             digest = hashlib.sha256("\0".join(missing).encode()).hexdigest()[:16]
-            write_json(folder / f"{digest}.json", new)
+            write_hashed_json(folder / f"{digest}.json", new)
     if folder is not None and len(missing) < len(set(items)):
         log.info("%s: %d of %d taken from %s", name, len({*items} - {*missing}), len({*items}), folder)
     return [found[item] for item in items]

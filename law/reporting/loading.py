@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from law.base.errors import LawError
 from law.reporting.comparability import check_rows, names_of, separate
 from law.reporting.sweep import ORIGIN, UNKNOWN, Missing, Run, Setup, Sweep
+from law.runs.folder import damaged_results
 from law.runs.identity import CHOICES, settings_of
 from law.runs.sweep import jobs
 
@@ -98,6 +99,10 @@ def _load(folder: Path) -> Run | Missing | None:
         return Missing(setup, seed, "failed", _brief(str(manifest.get("error", "no error was written down"))))
     if status != "finished":
         return Missing(setup, seed, "unfinished", f"{folder.name} is running, or was killed")
+    if "metrics.json" in damaged_results(folder, manifest):
+        return Missing(
+            setup, seed, "unfinished", f"{folder.name}/metrics.json is damaged: it has changed since the run"
+        )
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         numbers = {str(key): float(value) for key, value in metrics.items()}

@@ -11,7 +11,15 @@ from law.base.files import write_json, write_json_lines
 from law.decoders.prompting import put
 from law.facts.fact import Fact, facts_hash
 from law.runs.finished_run import finished_run
-from law.runs.folder import ATTACKS, MANIFEST, METRICS, PREDICTIONS, UNKNOWN_FACTS, read_lines
+from law.runs.folder import (
+    ATTACKS,
+    MANIFEST,
+    METRICS,
+    PREDICTIONS,
+    UNKNOWN_FACTS,
+    read_lines,
+    result_hashes,
+)
 from law.runs.manifest import now
 
 
@@ -49,5 +57,5 @@ def attack_run(folder: Path, attacks: Attacks) -> dict[str, float]:
     others = {key: value for key, value in run.metrics.items() if not key.startswith("attack/")}
     write_json_lines(folder / ATTACKS, attacker.lines(found, left))
     write_json(folder / METRICS, others | scores)
-    write_json(folder / MANIFEST, {**run.manifest, "attacked": now()})
+    write_json(folder / MANIFEST, {**run.manifest, "attacked": now(), "files": result_hashes(folder)})
     return scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -13,6 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 import law.runs.configuration  # noqa: F401  no command composes without its schemas
 from law.base.console import accept_any_text
@@ -20,6 +22,9 @@ from law.base.errors import LawError
 from law.runs.explanations import explain
 
 log = logging.getLogger(__name__)
+
+OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+"""Errors that the user can correct: no room left, or no right to write."""
 
 
 def run_command(main: Callable[[], object]) -> None:
@@ -36,6 +41,20 @@ def run_command(main: Callable[[], object]) -> None:
         sys.exit(f"error: {error}")
     except (HydraException, OmegaConfBaseException) as error:
         sys.exit(f"error: {explain(error)}")
+    except (OSError, SafetensorError) as error:
+        if not _of_the_disk(error):
+            raise
+        sys.exit(
+            f"error: {error}. Expected room and the right to write there. Make room, or go to another folder, and give the "
+            "command again: what has finished is not made again."
+        )
+
+
+def _of_the_disk(error: OSError | SafetensorError) -> bool:
+    """Whether an error is one of :data:`OF_THE_DISK`, which safetensors names in words only."""
+    if isinstance(error, OSError):
+        return error.errno in OF_THE_DISK
+    return any(f"(os error {number})" in str(error) for number in OF_THE_DISK)
 
 
 def _refuse_deletions(arguments: Sequence[str]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from law.base.files import remove, remove_partial
+from law.base.files import file_hash, remove, remove_partial
 
 MANIFEST = "manifest.json"
 METRICS = "metrics.json"
@@ -22,6 +23,21 @@ LOCK = "run.lock"
 
 EARLIER = "earlier"
 """The folder, inside a run's, that the results of a finished run are moved to when it is run again."""
+
+
+RESULTS = (METRICS, PREDICTIONS, KEPT, UNKNOWN_FACTS, GENERATIONS, ATTACKS, METHOD)
+"""The files of a run whose hashes its manifest has."""
+
+
+def result_hashes(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each of :data:`RESULTS` that is there."""
+    return {name: file_hash(folder / name) for name in RESULTS if (folder / name).exists()}
+
+
+def damaged_results(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """The names of the results that have gone or have other hashes than the manifest says; earlier versions said none."""
+    now = result_hashes(folder)
+    return [name for name, digest in manifest.get("files", {}).items() if now.get(name) != digest]
 
 
 def read_object(path: Path) -> dict[str, Any] | None:
@@ -41,14 +57,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def clear(folder: Path) -> None:
     """Leave no result of an earlier run where those of the next one are to be.
 
-    The results of a finished run are moved to :data:`EARLIER`, in the place of any that lie there. Those of
-    another one are removed.
+    The results of a finished run are moved to :data:`EARLIER`, in the place of any that lie there, and so are those
+    beside a damaged manifest. Those of another one are removed.
     """
     remove_partial(folder)
     # the manifest first: without it, the rest is no finished run
-    names = (MANIFEST, METRICS, PREDICTIONS, KEPT, UNKNOWN_FACTS, GENERATIONS, ATTACKS, METHOD, WASHED)
+    names = (MANIFEST, *RESULTS, WASHED)
     results, earlier = [path for name in names if (path := folder / name).exists()], folder / EARLIER
-    if (read_object(folder / MANIFEST) or {}).get("status") == "finished":
+    manifest = read_object(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+    if manifest is None or manifest.get("status") == "finished":
         remove(earlier)
         earlier.mkdir()
         for path in results:

@@ -22,7 +22,7 @@ from law.base.cache import content_hash
 from law.base.code import code_hash
 from law.base.files import FileHashes
 from law.base.settings import FILES, ROLE, SAME_RESULTS, contents
-from law.runs.folder import MANIFEST, METRICS, read_object
+from law.runs.folder import MANIFEST, METRICS, damaged_results, read_object
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +129,8 @@ def finished(folder: Path, identity: Identity) -> dict[str, float] | None:
     """
     for place in (folder, *_beside(folder)):
         manifest = read_object(place / MANIFEST)
+        if manifest is None and (place / MANIFEST).exists():
+            log.warning("%s is damaged, so its run is made again", place / MANIFEST)
         if manifest is None or manifest.get("status") != "finished":
             continue
         changed = [*_changes(manifest, identity)]
@@ -136,10 +138,13 @@ def finished(folder: Path, identity: Identity) -> dict[str, float] | None:
             log.info("%s has finished, and is run again with other %s", folder, ", ".join(changed))
         if changed:
             continue
-        if (metrics := read_object(place / METRICS)) is not None:
+        if damaged := damaged_results(place, manifest):
+            log.warning("%s has finished, and is run again: damaged %s", place, ", ".join(damaged))
+        elif (metrics := read_object(place / METRICS)) is not None:
             log.info("%s has finished before; rerun=true runs it again", place)
             return metrics
-        log.info("%s has finished, and is run again: its metrics.json can't be read", place)
+        else:
+            log.info("%s has finished, and is run again: its metrics.json can't be read", place)
     return None
 
 

@@ -12,7 +12,7 @@ import math
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from law.runs.folder import (
     UNKNOWN_FACTS,
     WASHED,
     clear,
+    result_hashes,
 )
 from law.runs.forecast import forecast
 from law.runs.identity import Identity, inputs_of
@@ -104,12 +105,14 @@ def wash_and_score(job: Job) -> dict[str, float]:
         guarded.start(identity, folder)
         with heard_by(told.step):
             metrics = _run(job, guarded, manifest, told)
-        write_json(folder / MANIFEST, manifest | {"status": "finished", "ended": now()})
+        manifest |= {"status": "finished", "ended": now(), "files": result_hashes(folder)}
+        write_json(folder / MANIFEST, manifest)
         failed = False
     except BaseException as error:
         problem = f"{type(error).__name__}: {error}"
         failure = {"status": "failed", "error": problem, "ended": now()}
-        write_json(folder / MANIFEST, manifest | failure)
+        with suppress(OSError):  # a full disk has no room for it; the log has the error
+            write_json(folder / MANIFEST, manifest | failure)
         traceback.clear_frames(error.__traceback__)  # a sweep keeps every error until its end
         raise
     else:
