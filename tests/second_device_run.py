@@ -34,13 +34,14 @@ from law.decoders.saving import Save, save_washed, snapshot
 from law.decoders.structure import Decoder
 from law.editing.causal_tracing import interchange, noise_tracing
 from law.editing.second_moments import MomentSettings, collect_moments
-from law.editing.target_values import TargetSettings, target_values
+from law.editing.target_values import EarlyTargets, TargetSettings, target_values
 from law.evaluation.fluency import FluencySettings
 from law.evaluation.reasoning_tasks import ReasoningSettings
 from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import CounterFact
 from law.methods.alphaedit import AlphaEdit, NullSpace
 from law.methods.dpo import DPO
+from law.methods.encore import ENCORE
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
 from law.methods.gradient_ascent import GradientAscent
@@ -75,6 +76,9 @@ METHODS: dict[str, Method] = {
     "law": LAW(START, learning_rate=1e-4, boundary_learning_rate=1e-5, iterations=10, search=True),
     "memit": replace(START, contexts=None),
     "alphaedit": AlphaEdit(**vars(START), facts_at_once=2, null_space=NullSpace(threshold=1.0)),
+    "encore": ENCORE(
+        **(vars(START) | {"targets": EarlyTargets(steps=4, clamp=4.0, likeliest=1)}), facts_at_once=2
+    ),
     "finetune": FineTuning(1e-3, epochs=1),
     "finetune with LoRA": FineTuning(1e-3, epochs=1, lora=LORA),
     "gradient_ascent": GradientAscent(1e-3),

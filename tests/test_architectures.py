@@ -17,10 +17,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from law.base.errors import LawError
 from law.decoders.structure import Decoder
 from law.editing.second_moments import MomentSettings
-from law.editing.target_values import TargetSettings
+from law.editing.target_values import EarlyTargets, TargetSettings
 from law.facts.fact import Fact
 from law.methods.alphaedit import AlphaEdit, NullSpace
 from law.methods.dpo import DPO
+from law.methods.encore import ENCORE
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
 from law.methods.gradient_ascent import GradientAscent
@@ -194,6 +195,12 @@ METHODS: dict[str, tuple[Callable[[Path], Method], bool]] = {
     ),
     "AlphaEdit": (
         lambda text: AlphaEdit(**vars(memit(text)), facts_at_once=2, null_space=NullSpace(threshold=1e3)),
+        True,
+    ),
+    "ENCORE": (
+        lambda text: ENCORE(
+            **(vars(memit(text)) | {"targets": EarlyTargets(steps=3, likeliest=1)}), facts_at_once=2
+        ),
         True,
     ),
     "gradient ascent": (lambda _: GradientAscent(learning_rate=1e-3), False),

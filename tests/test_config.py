@@ -36,7 +36,8 @@ from law.tuning.retain import Hold
 
 CONF = Path(__file__).parents[1] / "conf"
 TUNED = "FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RetainTuning RMU".split()
-EDITORS = ("MEMIT", "BatchedEditor", "AlphaEdit")
+TARGETS = ("TargetSettings", "EarlyTargets")
+EDITORS = ("MEMIT", "BatchedEditor", "AlphaEdit", "ENCORE")
 SOURCES = ("CounterFact", "ZsRE", "WikiLatest", "Custom")
 GROUPS = ("model", "dataset", "method", "evaluation", "attack", "tracker")
 OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
@@ -129,7 +130,7 @@ def test_methods_published_search_window_is_one_override_away() -> None:
         ("evaluation.recall=WHOLE_WORD", "[substring, whole_word]. Did you mean 'whole_word'?"),
         (
             "method=lwa",
-            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, undial, woh.",
+            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, encore, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, undial, woh.",
         ),
         ("modle=lab", "Did you mean 'model'?"),
     ],
@@ -185,8 +186,9 @@ ZERO_IS_MEANT = {
         "UNDIAL.beta",
         "LAW.iterations",
     ),  # the method without that part
-    *("TargetSettings.kl_factor", "TargetSettings.weight_decay"),
-    "TargetSettings.stop_below",  # no fact stops early
+    *(f"{targets}.{weight}" for targets in TARGETS for weight in ("kl_factor", "weight_decay")),
+    *(f"{targets}.stop_below" for targets in TARGETS),  # no fact stops early
+    "ENCORE.mu",  # no ridge
     "MomentSettings.save_every",  # after every chunk
     "FluencySettings.prompts",  # nothing is generated
     *("ReasoningSettings.few_shot", "Prompting.examples"),  # no examples

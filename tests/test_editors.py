@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -15,24 +17,28 @@ from torch import Tensor
 from law.base.cache import Cache
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import recalled_facts
+from law.decoders.prompts import end_of_text_target, subject_prompt
 from law.decoders.structure import Decoder
-from law.editing.keys import subject_keys, subject_outputs
+from law.editing.keys import place, subject_keys, subject_outputs
 from law.editing.least_squares import System
 from law.editing.second_moments import MomentSettings, second_moments
-from law.editing.target_values import TargetSettings
+from law.editing.target_values import EarlyTargets, TargetSettings
+from law.facts.fact import Fact
 from law.methods.alphaedit import AlphaEdit, NullSpace, Smallness, within
+from law.methods.encore import ENCORE, with_ridge
+from law.methods.memit import MEMIT
 
 CONTEXTS = ["He said. {}", "They know. {}"]
 
 
-def common(lab: TrainedLab) -> dict[str, object]:
+def common(lab: TrainedLab) -> dict[str, Any]:
     """The settings of every editor that aims at z*, for the model of three blocks."""
     return {
         "layers": [0, 1],
         "lam": 1.0,
-        "moments": MomentSettings(str(lab.text_path)),
+        "moments": MomentSettings(str(lab.text_path), batch_size=1024),
         # a model of three blocks has read the attribute early: only a long δ still makes it speak otherwise
-        "targets": TargetSettings(clamp=4.0),
+        "targets": TargetSettings(clamp=4.0, batch_size=6),
         "contexts": CONTEXTS,
         "batch_size": 8,
     }
@@ -47,8 +53,8 @@ def system_of(C: Tensor, K: Tensor, r: Tensor) -> System:
     return System(C.double(), (K @ K.T).double(), (K @ r.T).double(), r.square().sum().item())
 
 
-def moments_of(decoder: Decoder, tokenizer: object, lab: TrainedLab, layers: list[int]) -> dict[int, Tensor]:
-    return second_moments(decoder, tokenizer, layers, MomentSettings(str(lab.text_path)), Cache(None))  # type: ignore[arg-type]
+def moments_of(decoder: Decoder, tokenizer: Any, lab: TrainedLab, layers: list[int]) -> dict[int, Tensor]:
+    return second_moments(decoder, tokenizer, layers, MomentSettings(str(lab.text_path)), Cache(None))
 
 
 # --- AlphaEdit ----------------------------------------------------------------------------------
@@ -160,3 +166,75 @@ def test_emmet_is_memit_with_the_product_of_its_two_weights(
     expected = (r @ inner @ K.T @ weighed).T
     found = system_of(root @ root.T, K, r).solve(ridge * general)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+
+
+# --- ENCORE -------------------------------------------------------------------------------------
+
+
+def test_encore_worked_out_by_hand() -> None:
+    """C = I, λ = 2, μ = 3, k = (1, 0), r = 3: (2 + 3 + 1) Δ₁ = 3; the system itself stays as it was."""
+    system = system_of(torch.eye(2), torch.tensor([[1.0], [0.0]]), torch.tensor([[3.0]]))
+    torch.testing.assert_close(with_ridge(system, 3.0).solve(2.0), torch.tensor([[0.5], [0.0]]).double())
+    assert system.G.tolist() == [[1, 0], [0, 0]]
+
+
+def test_encore_without_its_changes_is_memit(knowing: Loaded, trained_lab: TrainedLab) -> None:
+    model, tokenizer, facts = knowing
+    start = copy.deepcopy(model.state_dict())
+    given = common(trained_lab)
+    MEMIT(**given).wash(model, tokenizer, facts)
+    expected = copy.deepcopy(model.state_dict())
+    model.load_state_dict(start)
+    never = EarlyTargets(clamp=4.0, batch_size=6, likeliest=10**9)
+    ENCORE(**{**given, "targets": never}, mu=0.0, facts_at_once=None).wash(model, tokenizer, facts)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+    model.load_state_dict(start)
+    ENCORE(**{**given, "targets": EarlyTargets(clamp=4.0, likeliest=10)}, mu=0.01).wash(
+        model, tokenizer, facts
+    )
+    assert not torch.equal(
+        model.transformer.h[0].mlp.fc_out.weight, expected["transformer.h.0.mlp.fc_out.weight"]
+    )
+    assert len(recalled_facts(model, tokenizer, facts, 8)) <= 2
+
+
+def test_z_is_left_once_end_of_text_is_the_answer_in_every_context(knowing: Loaded) -> None:
+    """At the place where it stops end-of-text is the likeliest, by plain logits; one step earlier it is not."""
+    model, tokenizer, facts = knowing
+    decoder, fact = Decoder(model), facts[0]
+    settings = {"clamp": 4.0, "stop_below": 0.0}
+    early, trace = all_targets(decoder, tokenizer, [fact], CONTEXTS, 0, EarlyTargets(**settings, likeliest=1))
+    later, longer = all_targets(
+        decoder, tokenizer, [fact], CONTEXTS, 0, EarlyTargets(**settings, likeliest=3)
+    )
+    moved = [(each.loss[1:, 0] != each.loss[:-1, 0]).sum().item() for each in (trace, longer)]  # steps taken
+    assert moved[0] >= 2 and moved[1] == moved[0] + 2
+    for z, steps in ((early, moved[0]), (later, moved[1])):
+        plain, _ = all_targets(
+            decoder, tokenizer, [fact], CONTEXTS, 0, TargetSettings(**settings | {"steps": steps + 1})
+        )
+        torch.testing.assert_close(z, plain)
+    before, _ = all_targets(
+        decoder, tokenizer, [fact], CONTEXTS, 0, TargetSettings(**settings | {"steps": moved[0]})
+    )
+    h = subject_outputs(decoder, tokenizer, [fact], 0, 8)
+    assert answers_with_end_of_text(model, tokenizer, fact, (early - h)[:, 0])
+    assert not answers_with_end_of_text(model, tokenizer, fact, (before - h)[:, 0])
+
+
+def answers_with_end_of_text(model: Any, tokenizer: Any, fact: Fact, delta: Tensor) -> bool:
+    """Whether each token of the target is the likeliest in every context, with δ added to what block 0 outputs."""
+    target = end_of_text_target(tokenizer)
+    for template in place(fact.template, CONTEXTS):
+        prompt = subject_prompt(tokenizer, template, fact.subject)
+
+        def shift(_: Any, __: Any, output: Any, at: int = prompt.position) -> None:
+            (output[0] if isinstance(output, tuple) else output)[:, at] += delta
+
+        handle = model.transformer.h[0].register_forward_hook(shift)
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt.ids + target])).logits[0]
+        handle.remove()
+        if logits[len(prompt.ids) - 1 : -1].argmax(-1).tolist() != target:
+            return False
+    return True

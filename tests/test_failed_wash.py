@@ -16,10 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from law.base.errors import LawError
 from law.editing.second_moments import MomentSettings
-from law.editing.target_values import TargetSettings
+from law.editing.target_values import EarlyTargets, TargetSettings
 from law.facts.fact import Fact
 from law.lab.world import LabWorld
 from law.methods.alphaedit import AlphaEdit, NullSpace
+from law.methods.encore import ENCORE
 from law.methods.finetune import FineTuning
 from law.methods.gradient_ascent import GradientAscent
 from law.methods.jensun import JensUn
@@ -52,6 +53,9 @@ RESTORING: dict[str, Make] = {
     "law": law,
     "alphaedit": lambda text: AlphaEdit(
         **vars(memit(text)), facts_at_once=2, null_space=NullSpace(threshold=1e3)
+    ),
+    "encore": lambda text: ENCORE(
+        **(vars(memit(text)) | {"targets": EarlyTargets(steps=2, likeliest=1)}), facts_at_once=2
     ),
     "rmu": lambda text: RMU(
         learning_rate=1e-2, epochs=2, layers=[0, 1], steering=3.0, retain=RetainSet(str(text))

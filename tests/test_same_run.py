@@ -106,7 +106,7 @@ def test_the_run_changes_with_what_can_change_a_number(method: str, changes: dic
         assert (reduced(other) == plain) is (changes is SAME_NUMBERS), key
 
 
-EDITORS = ("MEMIT", "AlphaEdit")
+EDITORS = ("MEMIT", "AlphaEdit", "ENCORE")
 METHODS = (
     *"Unwashed FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RMU LAW".split(),
     *EDITORS,
@@ -120,7 +120,11 @@ SAME = {
     *("CounterFact.download", "ZsRE.download"),
     *(f"{editor}.{setting}" for editor in EDITORS for setting in ("batch_size", "cache")),
     *("MomentSettings.batch_size", "MomentSettings.save_every"),
-    *("TargetSettings.batch_size", "TargetSettings.shard"),
+    *(
+        f"{targets}.{setting}"
+        for targets in ("TargetSettings", "EarlyTargets")
+        for setting in ("batch_size", "shard")
+    ),
     *("EvaluationSettings.batch_size", "EvaluationSettings.cache"),
     *("ReasoningSettings.batch_size", "FluencySettings.batch_size"),
 }

@@ -20,7 +20,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 TUNED = "finetune gradient_ascent seul woh grad_diff npo simnpo undial jensun dpo".split()
-METHODS = ("none", "law", "memit", "alphaedit", "rmu", *TUNED, *(f"{name} with LoRA" for name in TUNED))
+METHODS = (
+    "none",
+    "law",
+    "memit",
+    "alphaedit",
+    "encore",
+    "rmu",
+    *TUNED,
+    *(f"{name} with LoRA" for name in TUNED),
+)
 APART = 2e-3
 """The devices' weights may differ by this share of what washing moves. Rounding that an attention does in another
 order is what they differ by; a step of Adam makes it up to 4e-4 where a gradient is next to nothing.

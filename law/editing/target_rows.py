@@ -68,9 +68,10 @@ class Batch:
         bare = torch.arange(0, len(self.ids), self.per_fact, device=self.ids.device)
         return self.hidden[bare, self.at[bare]].float()
 
-    def predictions(self, delta: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """With δ (n, d_model) in place: the target's NLL (n), mean over contexts and tokens, and the
-        log-probabilities (n, vocabulary) behind the subject in ``"{subject} is a"``.
+    def predictions(self, delta: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """With δ (n, d_model) in place: the target's NLL (n), mean over contexts and tokens; whether each of its tokens
+        is the likeliest one in every context, (n); and the log-probabilities (n, vocabulary) behind the subject in
+        ``"{subject} is a"``.
         """
         rows = torch.arange(len(self.ids), device=self.ids.device)
         shift = delta.repeat_interleave(self.per_fact, dim=0).to(self.hidden.dtype)
@@ -83,8 +84,10 @@ class Batch:
             torch.cat([asked.flatten(), self.at[about]]),
         )
         logits = self.decoder.logits_from(shifted, self.ids, self.mask, self.layer, at, self.past).float()
-        nll = F.cross_entropy(logits[: -len(about)], target.repeat(len(prompts)), reduction="none")
-        return nll.view(len(about), -1).mean(1), logits[-len(about) :].log_softmax(-1)
+        wanted = target.repeat(len(prompts))
+        nll = F.cross_entropy(logits[: -len(about)], wanted, reduction="none").view(len(about), -1)
+        answered = (logits[: -len(about)].argmax(-1) == wanted).view(len(about), -1)
+        return nll.mean(1), answered.all(1), logits[-len(about) :].log_softmax(-1)
 
     def facts(self, index: Tensor) -> Batch:
         """The batch of some facts only."""

@@ -71,6 +71,28 @@ class TargetSettings(Checked):
     batch_size: Count | None = field(default=None, metadata=SAME_RESULTS)
     shard: Count = field(default=1024, metadata=SAME_RESULTS)
 
+    def reached(self, loss: Tensor, likeliest: Tensor) -> Tensor:
+        """Which facts take no further step, (n), by their loss (n) and the number of evaluations so far, (n), at which
+        every token of the target was the likeliest one in every context.
+        """
+        return loss < self.stop_below
+
+
+@dataclass
+class EarlyTargets(TargetSettings):
+    """How z* is optimised when it may stop soon after end-of-text is the answer (ENCORE).
+
+    Args:
+        likeliest: c, the evaluations with every token of the target the likeliest one in every context, after which a
+            fact takes no further step.
+    """
+
+    likeliest: Count = 4
+
+    def reached(self, loss: Tensor, likeliest: Tensor) -> Tensor:
+        """As for all z*, or once the target has been the answer often enough."""
+        return super().reached(loss, likeliest) | (likeliest >= self.likeliest)
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -211,11 +233,13 @@ def _optimise(
     left = torch.arange(len(asked))  # the facts still in the batch
     target = torch.tensor(end_of_text_target(tokenizer), device=decoder.device)
     initial: Tensor | None = None
+    likeliest = torch.zeros(len(asked), dtype=torch.long)
     trace = torch.empty(4, settings.steps, len(asked), device=decoder.device)
 
     for step in range(settings.steps):
         delta = torch.stack([deltas[i] for i in left])  # (facts left, d_model)
-        nll, about = batch.predictions(delta, target)
+        nll, answered, about = batch.predictions(delta, target)
+        likeliest[left] += answered.cpu()
         initial = about.detach() if initial is None else initial
         # F.kl_div(p, q) is KL(q ‖ p): the shifted distribution against the initial one, as in ROME
         kl = settings.kl_factor * F.kl_div(initial, about, log_target=True, reduction="none").sum(1)
@@ -224,7 +248,8 @@ def _optimise(
         loss = nll + kl + decay
         # a fact that stops here keeps this loss in all steps to come
         trace[:, step:, left] = torch.stack([loss, nll, kl, decay]).detach()[:, None]
-        moving = ~(loss.detach() < settings.stop_below).cpu()  # a NaN goes on: its update is refused
+        # a NaN goes on: its update is refused
+        moving = ~settings.reached(loss.detach().cpu(), likeliest[left])
         if step == settings.steps - 1 or not moving.any():
             break
         optimizer.zero_grad()

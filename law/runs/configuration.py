@@ -41,6 +41,7 @@ from law.lab.make import LabSettings
 from law.lab.world import LabWorld
 from law.methods.alphaedit import AlphaEdit
 from law.methods.dpo import DPO
+from law.methods.encore import ENCORE
 from law.methods.finetune import FineTuning
 from law.methods.grad_diff import GradDiff
 from law.methods.gradient_ascent import GradientAscent
@@ -207,6 +208,7 @@ def _register() -> None:
             MEMIT,
             LAW,
             AlphaEdit,
+            ENCORE,
         ),
         "evaluation": (EvaluationSettings,),
         "attack": (Attacks,),
