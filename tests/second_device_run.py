@@ -34,6 +34,7 @@ from law.decoders.saving import Save, save_washed, snapshot
 from law.decoders.structure import Decoder
 from law.editing.causal_tracing import interchange, noise_tracing
 from law.editing.second_moments import MomentSettings, collect_moments
+from law.editing.sphere import Sphere
 from law.editing.target_values import EarlyTargets, TargetSettings, target_values
 from law.evaluation.fluency import FluencySettings
 from law.evaluation.reasoning_tasks import ReasoningSettings
@@ -74,7 +75,7 @@ LORA = Lora(rank=4, dropout=0.0)
 METHODS: dict[str, Method] = {
     "none": Unwashed(),
     "law": LAW(START, learning_rate=1e-4, boundary_learning_rate=1e-5, iterations=10, search=True),
-    "memit": replace(START, contexts=None),
+    "memit": replace(START, contexts=None, sphere=Sphere(0.5)),
     "alphaedit": AlphaEdit(**vars(START), facts_at_once=2, null_space=NullSpace(threshold=1.0)),
     "encore": ENCORE(
         **(vars(START) | {"targets": EarlyTargets(steps=4, clamp=4.0, likeliest=1)}), facts_at_once=2

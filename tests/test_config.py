@@ -189,6 +189,7 @@ ZERO_IS_MEANT = {
     *(f"{targets}.{weight}" for targets in TARGETS for weight in ("kl_factor", "weight_decay")),
     *(f"{targets}.stop_below" for targets in TARGETS),  # no fact stops early
     "ENCORE.mu",  # no ridge
+    "Sphere.strength",  # the whole update
     "MomentSettings.save_every",  # after every chunk
     "FluencySettings.prompts",  # nothing is generated
     *("ReasoningSettings.few_shot", "Prompting.examples"),  # no examples

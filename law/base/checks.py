@@ -41,6 +41,7 @@ NonNegative = Annotated[float, Accepted("a finite number of at least 0", lambda 
 AtLeastOne = Annotated[float, Accepted("a finite number of at least 1", lambda x: 1 <= x < math.inf)]
 Decay = Annotated[float, Accepted("a number above 0 and below 1", lambda x: 0 < x < 1)]
 Share = Annotated[float, Accepted("a number above 0 and at most 1", lambda x: 0 < x <= 1)]
+Fraction = Annotated[float, Accepted("a number from 0 to 1", lambda x: 0 <= x <= 1)]
 Counts = Annotated[
     list[int],
     Accepted("a list of integers of at least 1", lambda values: len(values) > 0 and min(values) >= 1),

@@ -100,7 +100,7 @@ class LAW(Checked):
     """MEMIT's update, then constrained ascent, layer by layer.
 
     Args:
-        initial: MEMIT's settings: layers, λ, moments, targets, contexts.
+        initial: MEMIT's settings: layers, λ, moments, targets, contexts; its ``sphere`` projects LAW's update.
         learning_rate: the learning rate of Adam's ascent (1e-7 on GPT-2 XL).
         boundary_learning_rate: the learning rate after the first iterate that breaks the constraint; ``null``: the same.
         iterations: steps of the ascent; 0 keeps the start.
@@ -143,7 +143,8 @@ class LAW(Checked):
         """Add Δ to the down-projection of the layers in R, until no fact is recalled."""
         decoder = Decoder(model)
         decoder.check_layers(self.initial.layers)  # prepare checks the rest
-        with undone_on_failure(model, [decoder.weight(layer) for layer in self.initial.layers]):
+        weights = [decoder.weight(layer) for layer in self.initial.layers]
+        with undone_on_failure(model, weights), self.initial.sphere.projecting(weights):
             problem = prepare(self.initial, model, tokenizer, facts, report)
             self._wash_layers(problem, self._initialise(problem, report), report)
 

@@ -36,6 +36,7 @@ from law.editing.least_squares import System, add_update
 from law.editing.post_norm import input_residual, norm_behind, output_multiplier
 from law.editing.published_moments import layer_files
 from law.editing.second_moments import MomentSettings, second_moments
+from law.editing.sphere import Sphere
 from law.editing.target_values import Targets, TargetSettings, target_values
 from law.facts.fact import Fact
 
@@ -56,6 +57,7 @@ class MEMIT(Checked):
         batch_size: prompts in a forward pass.
         cache: the folder in which C and z* are kept under the hash of what they depend on; ``null``
             keeps none.
+        sphere: what is taken out of the update of each layer, once all layers have theirs.
     """
 
     layers: Layers
@@ -66,6 +68,7 @@ class MEMIT(Checked):
     context_seed: Seed = 0
     batch_size: Count = field(default=64, metadata=SAME_RESULTS)
     cache: str | None = field(default=None, metadata=SAME_RESULTS)
+    sphere: Sphere = field(default_factory=Sphere)
 
     def check(self, model: PreTrainedModel) -> None:
         """Refuse layers that the model does not have, and a text or file for second moments that does not exist."""
@@ -90,7 +93,8 @@ class MEMIT(Checked):
         """Add Δ to the down-projection of every layer in R."""
         self.check(model)
         decoder = Decoder(model)
-        with undone_on_failure(model, [decoder.weight(layer) for layer in self.layers]):
+        weights = [decoder.weight(layer) for layer in self.layers]
+        with undone_on_failure(model, weights), self.sphere.projecting(weights):
             problem = prepare(self, model, tokenizer, facts, report)
             for update in edit_layers(
                 self, problem, lambda _, system, __: (self.lam, system.solve(self.lam))
@@ -130,7 +134,8 @@ class BatchedEditor(MEMIT, ABC):
         """Add Δ to the down-projection of every layer in R, once for each batch of facts."""
         self.check(model)
         decoder, size = Decoder(model), self.facts_at_once or len(facts)
-        with undone_on_failure(model, [decoder.weight(layer) for layer in self.layers]):
+        weights = [decoder.weight(layer) for layer in self.layers]
+        with undone_on_failure(model, weights):
             problem = prepare(self, model, tokenizer, facts[:size], report)
             solve = self.solver(problem.moments)
             earlier: dict[int, Tensor] = {}  # K Kᵀ + K_p K_pᵀ, in the CPU's memory: one (d_ff, d_ff) a layer
@@ -148,10 +153,10 @@ class BatchedEditor(MEMIT, ABC):
                         self, decoder, tokenizer, batch, problem.contexts, self.open_cache(), report
                     )
                     problem = replace(problem, facts=batch, targets=targets)
-                for update in edit_layers(self, problem, find):
-                    report(
-                        {"batch": first // size, "layer": update.layer, "relative_norm": update.relative_norm}
-                    )
+                with self.sphere.projecting(weights):
+                    for update in edit_layers(self, problem, find):
+                        found = {"layer": update.layer, "relative_norm": update.relative_norm}
+                        report({"batch": first // size, **found})
 
 
 @dataclass(frozen=True)
