@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,8 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
 from whole_runs import ROOT, runs_of
+
+from law.reporting.loading import load_sweep
 
 INSTALLED = {plugin.__name__ for plugin in Plugins.instance().discover(Launcher)}
 needs_launchers = pytest.mark.skipif(
@@ -71,3 +75,46 @@ def test_two_jobs_run_side_by_side_and_share_the_cores(tmp_path: Path, inputs: l
     assert {manifest["threads"] for manifest in manifests} == {max(1, len(os.sched_getaffinity(0)) // 2)}
     one, other = ((manifest["started"], manifest["ended"]) for manifest in manifests)
     assert one[0] <= other[1] and other[0] <= one[1]  # both at the same time
+
+
+@needs_launchers
+@pytest.mark.slow
+def test_a_sweep_of_24_runs_side_by_side_that_is_killed_twice_gives_the_complete_table(
+    tmp_path: Path, inputs: list[str]
+) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "experiments" / "wash.py"),
+        "-m",
+        "name=many",
+        "tracker=none",
+        "seed=range(6)",
+    ]
+    command += [
+        "method=gradient_ascent,seul,finetune,undial",
+        "method.learning_rate=1e-5",
+        "hydra/launcher=processes",
+    ]
+    command += [*inputs, "evaluation.reasoning.tasks=[]"]
+    folder = tmp_path / "outputs" / "many"
+
+    def finished() -> int:
+        return sum(
+            json.loads((run / "manifest.json").read_text())["status"] == "finished" for run in runs_of(folder)
+        )
+
+    made = []
+    for enough in (3, 9, 24):
+        with (tmp_path / "said").open("wb") as said:
+            # in a session of its own, so that its workers can be killed with it
+            sweep = subprocess.Popen(command, cwd=tmp_path, stdout=said, stderr=said, start_new_session=True)
+            while sweep.poll() is None and (enough == 24 or finished() < enough):
+                time.sleep(0.2)
+            if sweep.poll() is None:
+                os.killpg(sweep.pid, signal.SIGKILL)
+            assert sweep.wait() == (0 if enough == 24 else -signal.SIGKILL), (tmp_path / "said").read_text()
+        made.append(finished())
+    assert 3 <= made[0] < made[1] < made[2] == 24
+    loaded = load_sweep(folder)
+    assert (len(loaded.runs), loaded.missing, loaded.remarks) == (24, [], [])
+    assert not [run for run in runs_of(folder) if "is run again" in (run / "wash.log").read_text()]

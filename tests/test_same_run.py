@@ -430,6 +430,20 @@ def test_the_same_content_under_another_path_has_finished_beside(tmp_path: Path)
     assert finished(tmp_path / "law-lab-own-s0-22222222", THIS) is None
 
 
+@pytest.mark.parametrize("method", ["undial", "jensun", "dpo", "npo", "grad_diff"])
+def test_a_retain_loss_without_a_text_is_known_content(method: str) -> None:
+    """What is not known counts as changed, and the run would be made again each time."""
+    given = [
+        f"method={method}",
+        "method.retain.weight=0",
+        "method.retain.text=null",
+        "method.retain.dataset=null",
+    ]
+    inputs = identity_of(*given).inputs
+    assert inputs["method.retain"] == []
+    assert None not in inputs.values()
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

@@ -70,6 +70,8 @@ class TextSettings(Checked):
         if self.dataset is not None:
             folder = Path(self.dataset)
             return hashes.of_folder(folder, "**/*") if folder.is_dir() else []
+        if self.text is None:  # nothing is read, as by a retain loss of weight 0
+            return []
         try:
             return [[path.suffix, hashes.of(path)] for path in self._files()]
         except LawError:
