@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from law.base.errors import LawError
 from law.reporting.sweep import METHODS
-from law.runs.configuration import build, check_config
+from law.runs.configuration import build, check_config, recorded_method
 from law.runs.identity import reduced
 from law.runs.knob import knob_of, turned
 
@@ -60,6 +61,15 @@ def test_a_point_is_the_run_in_which_the_setting_has_that_value() -> None:
     check_config(config)
     plain = compose("config", overrides=["method=law"])
     assert turned(plain) is plain
+
+
+def test_a_finished_run_is_read_with_the_value_that_it_was_made_with(tmp_path: Path) -> None:
+    """Hydra records the configuration before the knob is turned."""
+    (tmp_path / ".hydra").mkdir()
+    for overrides, lam in ((["point=1"], 300), ([], 3000)):
+        config = compose("config", overrides=["method=memit", *overrides])
+        OmegaConf.save(config, tmp_path / ".hydra" / "config.yaml")
+        assert recorded_method(tmp_path)["lam"] == lam
 
 
 def test_a_method_is_built_without_its_knob() -> None:

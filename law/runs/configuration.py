@@ -303,7 +303,7 @@ def _recorded(folder: Path) -> Any:
     config: Any = OmegaConf.load(folder / ".hydra" / "config.yaml")
     OmegaConf.resolve(config)
     _refuse_other_code(config)
-    return config
+    return turned(config)
 
 
 def _typed(part: Any) -> Any:

@@ -34,7 +34,7 @@ def turned(config: DictConfig) -> DictConfig:
     Raises:
         LawError: the method has no knob, the knob has no value or fewer points, or it names no setting.
     """
-    if config.point is None:
+    if config.get("point") is None:  # a recorded configuration of an earlier version has none
         return config
     knob = config.method.knob
     if knob is None:
