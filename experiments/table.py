@@ -13,6 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from law.base.console import one_paragraph
+from law.reporting.frontier_table import write_frontier
 from law.reporting.published_numbers import FORMAT
 from law.reporting.typesetting import Table
 from law.reporting.writing import write_tables
@@ -47,7 +48,7 @@ def show(console: Console, table: Table, metrics: range) -> None:
 def main() -> None:
     """Write the tables and print them."""
     parser = argparse.ArgumentParser(
-        description="Write table.md, table.csv, table.tex and tradeoff.png.",
+        description="Write table.md, table.csv, table.tex and tradeoff.png; with --frontier frontier.md, .csv and .tex.",
         epilog=f"Published numbers: {FORMAT}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -55,18 +56,28 @@ def main() -> None:
     parser.add_argument(
         "--published", type=Path, metavar="FILE", help="published numbers to show beside them"
     )
-    parser.add_argument("--full", action="store_true", help="print all columns, not the short table")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--full", action="store_true", help="print all columns, not the short table")
+    what.add_argument(
+        "--frontier",
+        action="store_true",
+        help="what each method keeps at 10 and at 5 %% left, from runs at several values of its knob",
+    )
     chosen = parser.parse_args()
-    paths, report = write_tables(chosen.folder, chosen.published)
+    if chosen.frontier:
+        paths, tables, remarks = write_frontier(chosen.folder)
+    else:
+        paths, report = write_tables(chosen.folder, chosen.published)
+        tables, remarks = [*(report.full if chosen.full else report.short), *report.attacks], report.remarks
     width = None if sys.stdout.isatty() else int(os.environ.get("COLUMNS", WIDTH))
     console = Console(highlight=False, markup=False, width=width)
-    for table in [*(report.full if chosen.full else report.short), *report.attacks]:
+    for table in tables:
         console.print(table.title)
         show(console, table, range(table.names + 1, len(table.headings)))
         console.print(f"\n{table.legend} {table.note}\n")
-    for remark in report.remarks:
+    for remark in remarks:
         console.print(f"- {remark}")
-    if not chosen.full:
+    if not (chosen.full or chosen.frontier):
         console.print(f"All columns: {paths[0]}, or --full.", soft_wrap=True)
     console.print(f"Wrote {', '.join(map(str, paths))}.", soft_wrap=True)
 

@@ -93,6 +93,8 @@ def _load(folder: Path) -> Run | Missing | None:
         told = manifest.get("learned_from")
         learned_from = None if told is None else tuple(map(str, told))
         washed = str(manifest.get("washed_hash", ""))
+        turned = manifest.get("knob")
+        knob = (str(turned["setting"]), float(turned["value"])) if turned else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     if status == "failed":
@@ -111,7 +113,7 @@ def _load(folder: Path) -> Run | Missing | None:
     scored = {task[1] for key in numbers if (task := re.fullmatch("reasoning/([^/]+)/acc", key))}
     measured = replace(setup, tasks=tuple(sorted((named or scored) - guessed)), recall=recall)
     ended = str(manifest.get("ended", ""))
-    return Run(measured, seed, numbers, folder, ended, origin, versions, source, learned_from, washed)
+    return Run(measured, seed, numbers, folder, ended, origin, versions, source, learned_from, washed, knob)
 
 
 def _source(recorded: Mapping[str, Any] | None) -> str:

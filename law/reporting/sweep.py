@@ -59,6 +59,7 @@ class Run:
         source: the file of quantised weights that the model was made from; "" for a plain checkpoint.
         learned_from: what the method read besides the facts to wash; ``None`` if an earlier version of the code ran it.
         washed: the hash of the washed weights, "" likewise.
+        knob: the setting that trades forgetting against keeping, and its value; ``None`` if the method has none, or likewise.
     """
 
     setup: Setup
@@ -71,6 +72,7 @@ class Run:
     source: str = ""
     learned_from: tuple[str, ...] | None = None
     washed: str = ""
+    knob: tuple[str, float] | None = None
 
 
 @dataclass(frozen=True)
