@@ -45,6 +45,8 @@ def test_the_experiments_take_every_point_of_every_method(name: str, model: str)
     assert sorted(swept.method.split(",")) == sorted({*METHODS} - {"none"}) == SWEPT
     assert swept.seed == "0,1,2"
     points = [*map(int, swept.point.split(","))]
+    told = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
+    assert f" {len(SWEPT) * len(points) * 3} runs" in told
     given = ["model.path=here", "dataset.path=here"] if model != "lab" else []
     for method in SWEPT:
         chosen = compose("config", overrides=[f"experiment={name}", f"method={method}", *given])
