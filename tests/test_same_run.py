@@ -65,6 +65,7 @@ SAME_NUMBERS = {
     "name": "other",
     "tracker": None,
     "rerun": True,
+    "redact": True,
     "save": "delta",
     "model.device": "cuda",
     "model.device_map": "balanced",
@@ -112,7 +113,7 @@ METHODS = (
     *EDITORS,
 )
 SAME = {
-    *("RunConfig.name", "RunConfig.save", "RunConfig.rerun", "RunConfig.tracker"),
+    *("RunConfig.name", "RunConfig.save", "RunConfig.rerun", "RunConfig.redact", "RunConfig.tracker"),
     "RunConfig.point",  # the setting that it changes counts
     *(f"{method}.knob" for method in METHODS),
     *("ModelSettings.device", "ModelSettings.device_map"),

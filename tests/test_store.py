@@ -108,6 +108,7 @@ def test_damaged_json_is_computed_again_and_set_aside(
     assert f"{path} is damaged (" in caplog.text
     assert sorted(tmp_path.iterdir()) == [path, path.with_name(f"{path.name}.damaged")]
     assert cache.json("scores", {}, Counted().value) == value()
+    assert cache.holds_json("scores", {}) and not cache.holds_json("scores", {"a": 1})
 
 
 def test_what_earlier_versions_kept_without_a_hash_is_taken(tmp_path: Path) -> None:

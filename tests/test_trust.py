@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TrainedLab
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from small import gpt2_style, random_model
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
-from whole_runs import wash
+from whole_runs import runs_of, wash
 
 from law.base.checks import FolderName
 from law.base.errors import LawError
@@ -112,6 +114,72 @@ def test_a_checkpoints_own_code_runs_only_when_asked_for_and_with_a_warning(
     with caplog.at_level(logging.WARNING):
         load_model(ModelSettings(str(folder), device="cpu", trust_remote_code=True))
     assert ran.exists() and "the Python code of" in caplog.text
+
+
+# --- facts --------------------------------------------------------------------------------------
+
+
+def words_of(facts: Path) -> set[bytes]:
+    """The subjects in a file of CounterFact, which are of two words and occur nowhere else."""
+    records = json.loads(facts.read_text())
+    return {record["requested_rewrite"]["subject"].encode() for record in records}
+
+
+def holding(folder: Path, words: set[bytes]) -> list[str]:
+    return [
+        path.name
+        for path in folder.rglob("*")
+        if path.is_file() and any(w in path.read_bytes() for w in words)
+    ]
+
+
+def test_redacted_runs_leave_scores_and_no_word_of_a_fact(
+    tmp_path: Path, inputs: list[str], trained_lab: TrainedLab
+) -> None:
+    words = words_of(trained_lab.facts_path)
+    memit = [
+        "method=memit",
+        "method.layers=[0,1]",
+        "method.lam=1",
+        f"method.moments.text={trained_lab.text_path}",
+    ]
+    command = [*inputs, *memit, "attack=quick"]
+    done = wash(tmp_path, *command)
+    assert done.code == 0, done.message
+    plain = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
+    assert {"predictions.jsonl", "generations.jsonl"} <= {*holding(tmp_path / "outputs" / "wash", words)}
+    shutil.rmtree(tmp_path / "outputs" / "cache")
+    shutil.rmtree(next((tmp_path / "outputs" / "wash").glob("*/wandb")))
+
+    done = wash(tmp_path, *command, "redact=true")  # in the same folder, in the place of the plain one
+    assert done.code == 0 and "is run again with other configuration (redact=true)" in done.log
+    assert holding(tmp_path, words) == []
+    (run,) = runs_of(tmp_path / "outputs" / "wash")
+    metrics = json.loads((run / "metrics.json").read_text())
+    scores = {key: value for key, value in plain.items() if not key.startswith("time/")}
+    # other batches, since nothing is taken from the cache
+    assert {key: metrics[key] for key in scores} == pytest.approx(scores, rel=1e-3, abs=1e-6)
+    (line, *_) = (run / "predictions.jsonl").read_text().splitlines()
+    assert json.loads(line)["prompt"] == "(redacted)" and "log_prob_before" in json.loads(line)
+
+
+def test_the_error_of_a_redacted_run_quotes_no_fact(
+    tmp_path: Path, inputs: list[str], trained_lab: TrainedLab
+) -> None:
+    records = json.loads(trained_lab.facts_path.read_text())
+    for record in records:
+        record["requested_rewrite"]["target_true"]["str"] = "Xyzzy"
+    facts = tmp_path / "facts.json"
+    facts.write_text(json.dumps(records))
+    words = words_of(facts)
+    command = ["-m", "name=failing", "tracker=none", *inputs, f"dataset.path={facts}", "method=none"]
+    done = wash(tmp_path, *command)
+    assert done.code == 1 and any(word.decode() in done.message for word in words)  # it quotes one
+    shutil.rmtree(tmp_path / "outputs")
+    done = wash(tmp_path, *command, "redact=true")
+    assert done.code == 1 and "The run failed with LawError; its text may quote facts" in done.message
+    assert not any(word.decode() in done.message for word in words)
+    assert holding(tmp_path / "outputs", words) == []
 
 
 # --- keys ---------------------------------------------------------------------------------------

@@ -73,10 +73,14 @@ def _everywhere(found: T | None) -> TypeGuard[T]:
     return all(gathered(found is not None))
 
 
+def _named(path: Path) -> list[Path]:
+    """The files of what is kept under ``path``: with a hash in their names or, from earlier versions, without."""
+    return [*sorted(path.parent.glob(f"{path.stem}.*{path.suffix}")), *([path] if path.exists() else [])]
+
+
 def _first(path: Path) -> Any:
-    """The value kept under ``path``, with a hash in its name or, from earlier versions, without."""
-    named = sorted(path.parent.glob(f"{path.stem}.*{path.suffix}"))
-    return next((found for file in (*named, path) if (found := load_json(file)) is not None), None)
+    """The value of the first of these files that is whole; ``None`` where none is."""
+    return next((found for file in _named(path) if (found := load_json(file)) is not None), None)
 
 
 def load_again(path: Path) -> dict[str, Tensor]:
@@ -110,6 +114,7 @@ class Cache:
     def json(self, name: str, key: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         """The JSON value kept under ``key``, computed when there is none."""
         path = self.path(name, key, "json")
+        # every process asks the others once, however many files it sees
         if path is not None and _everywhere(found := _first(path)):
             log.info("%s: taken from %s", name, path)
             return found
@@ -117,6 +122,11 @@ class Cache:
         if path is not None:
             write_hashed_json(path, value)
         return value
+
+    def holds_json(self, name: str, key: Mapping[str, Any]) -> bool:
+        """Whether a JSON value is kept under ``key``; a damaged one counts, too."""
+        path = self.path(name, key, "json")
+        return path is not None and bool(_named(path))
 
     def tensors(self, name: str, key: Mapping[str, Any]) -> dict[str, Tensor] | None:
         """The tensors kept under ``key``; ``None`` where there are none, or a damaged file."""

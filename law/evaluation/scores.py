@@ -220,8 +220,7 @@ class Examination:
             "perplexity": self._perplexity_key(),
             "reasoning": self._reasoning_key(),
         }
-        paths = {name: self._cache.path(name, key, "json") for name, key in keys.items()}
-        return {name for name, path in paths.items() if path is not None and path.exists()}
+        return {name for name, key in keys.items() if self._cache.holds_json(name, key)}
 
     def _answers_key(self, banned: Sequence[int]) -> dict[str, Any]:
         ends = end_tokens(self._model, self._tokenizer)

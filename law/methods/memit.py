@@ -183,7 +183,6 @@ def prepare(
     contexts = settings.contexts
     if contexts is None:
         contexts = generate_contexts(model, tokenizer, settings.context_seed)
-        log.info("contexts: %s", contexts)
     report({"contexts": contexts})
     cache = settings.open_cache()
     moments = second_moments(decoder, tokenizer, settings.layers, settings.moments, cache)

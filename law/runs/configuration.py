@@ -75,6 +75,8 @@ class RunConfig:
         seed: the seed of the facts drawn and of the methods that draw at random.
         save: what is kept of the washed model.
         rerun: run again even if the same run has finished.
+        redact: keep the words of facts, and what the model answers, out of every file, of the log, of the tracker and of
+            the cache. The scores stay.
         point: a place in the factors of the method's knob, counted from 0 (:class:`~law.runs.knob.Knob`). The knob's value
             is multiplied by the factor. ``null`` leaves it as it is.
         prompting: how facts are put to the model.
@@ -90,6 +92,7 @@ class RunConfig:
     evaluation: Any
     attack: Any
     tracker: Any = field(metadata=SAME_RESULTS)
+    redact: bool = field(default=False, metadata=SAME_RESULTS)
     point: Natural | None = field(default=None, metadata=SAME_RESULTS)  # what it does is seen in the knob
     prompting: Prompting = field(default_factory=Prompting)
 
@@ -291,6 +294,8 @@ def recorded(folder: Path) -> dict[str, Any]:
     config = _recorded(folder)
     typed = {name: _typed(config[name]) for name in ("model", "dataset", "evaluation")}
     typed["prompting"] = OmegaConf.merge(Prompting, config.prompting)
+    if config.get("redact", False):
+        typed["evaluation"].cache = None
     return {name: build(part) for name, part in typed.items()}
 
 
@@ -341,6 +346,7 @@ def identity(config: DictConfig) -> Identity:
         settings=settings_of(hydra.overrides.task),
         seed=config.seed,
         save=config.save.name,
+        redact=config.redact,
         config={key: value for key, value in whole.items() if key not in ("rerun", "tracker")},
         knob=knob_of(config),
         config_hash=content_hash(reduced(config)),

@@ -70,6 +70,11 @@ def _check_answers(run: FinishedRun, checkpoint: Path) -> None:
     # the prompts in the file have their examples already; what is left to take over is how a chat's turn ends
     _, reader = put(FactSplit([], []), tokenizer, replace(prompting, examples=0))
     rows = [row for row in read_lines(run.folder / PREDICTIONS) if row["known_before"]]
+    if run.manifest.get("redact"):
+        log.warning(
+            "the run kept no prompts (redact=true), so the checkpoint is asked for nothing; its weights are the run's"
+        )
+        return
     answers = greedy_answers(
         model.to(find_device(settings.device)).eval(),
         reader,

@@ -32,6 +32,7 @@ NO_SETTINGS = {
     "seed",
     "save",
     "rerun",
+    "redact",
     "tracker",
     "experiment",
     "attack",
@@ -54,6 +55,7 @@ class Identity:
     settings: Mapping[str, str]  # what the command line or the sweep set besides
     seed: int
     save: str = "nothing"  # what is kept of the washed model
+    redact: bool = False  # whether the words of facts are left out
     knob: Mapping[str, Any] | None = None  # the dotted name and the value of the method's knob
     config: Mapping[str, Any] = field(default_factory=dict)  # resolved, and whole
     config_hash: str = ""  # of the reduced configuration
@@ -162,6 +164,8 @@ def _changes(manifest: Mapping[str, Any], identity: Identity) -> Iterator[str]:
         yield "configuration"
     elif manifest.get("save") != identity.save != "nothing":
         yield f"configuration (save={identity.save})"
+    elif manifest.get("redact", False) != identity.redact:
+        yield f"configuration (redact={str(identity.redact).lower()})"
     before = manifest.get("inputs", {})
     before = before if isinstance(before, Mapping) else {}
     now = digests(identity.inputs)

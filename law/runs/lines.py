@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
+from law.base.errors import LawError
 from law.decoders.greedy_decoding import recalls
 from law.evaluation.known_facts import Kind
 from law.evaluation.scores import Scores
 from law.facts.fact import Fact, FactSplit
+
+REDACTED = "(redacted)"
 
 
 def unknown_facts(
@@ -53,6 +56,31 @@ def prediction(
         "log_prob_before": finite(before.replies.log_probs.get(fact.question)),
         "log_prob_after": finite(after.replies.log_probs.get(fact.question)),
     }
+
+
+def redacted(rows: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The same lines, with :data:`REDACTED` in the place of the words of facts and answers. Numbers and ids stay."""
+    for row in rows:
+        yield {
+            key: value if key in ("id", "set", "reason") else _wordless(value) for key, value in row.items()
+        }
+
+
+def _wordless(value: Any) -> Any:
+    words = value if isinstance(value, list | tuple) else [value]
+    return REDACTED if any(isinstance(word, str) for word in words) else value
+
+
+def redacted_error(error: Exception, finished: Iterable[str]) -> LawError:
+    """An error in the place of one whose text may quote a fact; it has no cause, which a log would show."""
+    stages = ", ".join(finished) or "none"
+    told = LawError(
+        f"The run failed with {type(error).__name__}; its text may quote facts and is left out (redact=true). Stages that "
+        f"were finished: {stages}. Expected a run to its end; to read the whole error, repeat the run with redact=false "
+        "where that is allowed."
+    )
+    told.__suppress_context__ = True
+    return told
 
 
 def finite(value: Any) -> Any:

@@ -11,9 +11,9 @@ import logging
 import math
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,7 +23,7 @@ from transformers import PreTrainedModel, set_seed
 
 from law.attacks.attacking import Attacker, Attacks, Records
 from law.base.errors import LawError, shortened
-from law.base.files import write_json, write_json_lines
+from law.base.files import remove, write_json, write_json_lines
 from law.base.progress import duration, heard_by
 from law.base.settings import OTHER_FACTS, learned_from
 from law.base.threads import warn_of_shared_cores
@@ -42,6 +42,7 @@ from law.methods.none import Unwashed
 from law.methods.protocol import Method
 from law.runs.folder import (
     ATTACKS,
+    EARLIER,
     GENERATIONS,
     KEPT,
     MANIFEST,
@@ -55,7 +56,7 @@ from law.runs.folder import (
 )
 from law.runs.forecast import forecast
 from law.runs.identity import Identity, inputs_of
-from law.runs.lines import finite, prediction, unknown_facts
+from law.runs.lines import finite, prediction, redacted, redacted_error, unknown_facts
 from law.runs.manifest import begin, inputs_entries, now
 from law.runs.telling import ProgressFile
 from law.runs.tracker import Guarded, Tracker
@@ -97,6 +98,9 @@ def wash_and_score(job: Job) -> dict[str, float]:
     folder, identity = job.folder, job.identity
     folder.mkdir(parents=True, exist_ok=True)
     clear(folder)
+    if identity.redact:
+        remove(folder / EARLIER)  # it may hold what is to be left out
+        job = replace(job, evaluation=replace(job.evaluation, cache=None))
     guarded, told = Guarded(job.tracker), ProgressFile(folder)
     manifest = begin(identity) | {"recall": job.evaluation.recall.value, "stages_s": {}}
     write_json(folder / MANIFEST, manifest)
@@ -109,12 +113,14 @@ def wash_and_score(job: Job) -> dict[str, float]:
         write_json(folder / MANIFEST, manifest)
         failed = False
     except BaseException as error:
+        if identity.redact and isinstance(error, Exception):
+            error = redacted_error(error, manifest["stages_s"])
         problem = f"{type(error).__name__}: {error}"
         failure = {"status": "failed", "error": problem, "ended": now()}
         with suppress(OSError):  # a full disk has no room for it; the log has the error
             write_json(folder / MANIFEST, manifest | failure)
         traceback.clear_frames(error.__traceback__)  # a sweep keeps every error until its end
-        raise
+        raise error
     else:
         guarded.conclude(metrics, folder / PREDICTIONS)
     finally:
@@ -128,6 +134,10 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
     folder, seed = job.folder, job.identity.seed
     stages: dict[str, float] = manifest["stages_s"]
     timed = partial(_timed, stages, told)
+
+    def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+        write_json_lines(path, redacted(rows) if job.identity.redact else rows)
+
     set_seed(seed)
     with timed("load"):
         split = job.source.load()
@@ -170,7 +180,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
         )
         if job.source.known is Known.subject:
             washed, kept = ([f for f in facts if kinds[f] is Kind.subject] for facts in (washed, kept))
-        write_json_lines(folder / UNKNOWN_FACTS, unknown_facts(split, {*washed, *kept}, answers, kinds))
+        write_lines(folder / UNKNOWN_FACTS, unknown_facts(split, {*washed, *kept}, answers, kinds))
         log.info(
             "%d of %d facts to wash and %d of %d facts to keep are known; those that are not are listed in %s",
             *(len(washed), len(split.wash), len(kept), len(split.keep), folder / UNKNOWN_FACTS),
@@ -203,7 +213,8 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
 
         def report(values: dict[str, Any]) -> None:
             spared.append(values.get("spared_s", 0.0))
-            lines.write(json.dumps(finite(values), ensure_ascii=False) + "\n")
+            for line in redacted([values]) if job.identity.redact else [values]:
+                lines.write(json.dumps(finite(line), ensure_ascii=False) + "\n")
             numbers = {k: v for k, v in values.items() if isinstance(v, int | float)}
             if numbers:
                 tracker.log(numbers)
@@ -227,7 +238,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
             left = attacker.on_washed_facts(model, reader, reexamined.hash)
             control = attacker.on_control(model, reader, reexamined.hash)
         metrics |= attacker.metrics(attacked, left, control)
-        write_json_lines(folder / ATTACKS, attacker.lines(attacked, left))
+        write_lines(folder / ATTACKS, attacker.lines(attacked, left))
     metrics["time/wash_s"] = stages["wash"] + sum(spared)
     metrics["time/cached_s"] = sum(spared)
     for name, value in list(metrics.items()):
@@ -241,9 +252,9 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
     texts = ({"prompt": p, "before": before.texts[p], "after": after.texts[p]} for p in before.texts)
     with timed("save"):
         save_washed(model, tokenizer, unwashed, folder / WASHED, job.save)
-        write_json_lines(folder / PREDICTIONS, predictions)
-        write_json_lines(folder / KEPT, others_kept)
-        write_json_lines(folder / GENERATIONS, texts)
+        write_lines(folder / PREDICTIONS, predictions)
+        write_lines(folder / KEPT, others_kept)
+        write_lines(folder / GENERATIONS, texts)
         write_json(folder / METRICS, metrics)
     return metrics
 
