@@ -55,6 +55,7 @@ from law.methods.protocol import Method
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.simnpo import SimNPO
+from law.methods.ultraedit import UltraEdit
 from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
 from law.runs.identity import Identity
@@ -80,6 +81,7 @@ METHODS: dict[str, Method] = {
     "encore": ENCORE(
         **(vars(START) | {"targets": EarlyTargets(steps=4, clamp=4.0, likeliest=1)}), facts_at_once=2
     ),
+    "ultraedit": UltraEdit([0, 1], 1e-2, facts_at_once=2),
     "finetune": FineTuning(1e-3, epochs=1),
     "finetune with LoRA": FineTuning(1e-3, epochs=1, lora=LORA),
     "gradient_ascent": GradientAscent(1e-3),

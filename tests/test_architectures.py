@@ -33,6 +33,7 @@ from law.methods.protocol import Method
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.simnpo import SimNPO
+from law.methods.ultraedit import UltraEdit
 from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
 from law.tuning.adapters import Lora
@@ -203,6 +204,7 @@ METHODS: dict[str, tuple[Callable[[Path], Method], bool]] = {
         ),
         True,
     ),
+    "UltraEdit": (lambda _: UltraEdit(LAYERS, 1e-2, facts_at_once=2), True),
     "gradient ascent": (lambda _: GradientAscent(learning_rate=1e-3), False),
     "gradient ascent, LoRA": (lambda _: GradientAscent(learning_rate=1e-3, lora=Lora(rank=2)), False),
     "fine-tuning": (lambda _: FineTuning(learning_rate=1e-3, epochs=1), False),

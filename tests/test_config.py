@@ -130,7 +130,7 @@ def test_methods_published_search_window_is_one_override_away() -> None:
         ("evaluation.recall=WHOLE_WORD", "[substring, whole_word]. Did you mean 'whole_word'?"),
         (
             "method=lwa",
-            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, encore, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, undial, woh.",
+            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, encore, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, ultraedit, undial, woh.",
         ),
         ("modle=lab", "Did you mean 'model'?"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,15 +19,19 @@ from law.base.cache import Cache
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import recalled_facts
 from law.decoders.prompts import end_of_text_target, subject_prompt
+from law.decoders.restoring import frozen
 from law.decoders.structure import Decoder
 from law.editing.keys import place, subject_keys, subject_outputs
 from law.editing.least_squares import System
 from law.editing.second_moments import MomentSettings, second_moments
 from law.editing.target_values import EarlyTargets, TargetSettings
+from law.facts.custom import Custom
 from law.facts.fact import Fact
+from law.methods import ultraedit
 from law.methods.alphaedit import AlphaEdit, NullSpace, Smallness, within
 from law.methods.encore import ENCORE, with_ridge
 from law.methods.memit import MEMIT
+from law.methods.ultraedit import Running, UltraEdit
 
 CONTEXTS = ["He said. {}", "They know. {}"]
 
@@ -238,3 +243,85 @@ def answers_with_end_of_text(model: Any, tokenizer: Any, fact: Fact, delta: Tens
         if logits[len(prompt.ids) - 1 : -1].argmax(-1).tolist() != target:
             return False
     return True
+
+
+# --- UltraEdit ----------------------------------------------------------------------------------
+
+
+def test_ultraedit_worked_out_by_hand() -> None:
+    """H = (1, 3), gradients (−1, 1): both deviate by √2 from their means 2 and 0, so that ĥ = ĝ = (−1, 1)/√2.
+
+    With η = 2, V = −2 · ½ · ĝ = (1, −1)/√2; HᵀV = −√2 and HᵀH + 1 = 11.
+    """
+    H, G = torch.tensor([[1.0], [3.0]]).double(), torch.tensor([[-1.0], [1.0]]).double()
+    seen = Running()
+    seen.add(torch.cat([H, G], 1))
+    torch.testing.assert_close(ultraedit.update(H, G, seen, 2.0), torch.tensor([[-(2**0.5) / 11]]).double())
+
+
+@given(st.integers(0, 10_000), st.integers(2, 9))
+def test_ultraedit_solves_the_published_system_by_means_over_all_batches(seed: int, n: int) -> None:
+    """Δ = (HᵀH + I)⁻¹ HᵀV, with the mean and the deviation of this batch and of an earlier one."""
+    H, G, before = drawn(seed, (n, 6), (n, 5), (4, 11))
+    seen = Running()
+    seen.add(before + 3)
+    seen.add(torch.cat([H, G], 1))
+    rows = torch.cat([before + 3, torch.cat([H, G], 1)])
+    standard = (torch.cat([H, G], 1) - rows.mean(0)) / rows.std(0)
+    V = -0.1 * standard[:, :6].square().sum(1, keepdim=True) * standard[:, 6:]
+    expected = torch.linalg.solve(H.T @ H + torch.eye(6), H.T @ V)
+    torch.testing.assert_close(ultraedit.update(H, G, seen, 0.1), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_an_entry_that_never_varies_has_no_deviation_to_divide_by() -> None:
+    seen, rows = Running(), torch.tensor([[7.0, 1.0], [7.0, 3.0]]).double()
+    seen.add(rows)
+    torch.testing.assert_close(
+        seen.standardised(rows), torch.tensor([[0, -1 / 2**0.5], [0, 1 / 2**0.5]]).double()
+    )
+
+
+def test_inputs_and_gradients_are_those_at_the_answers_tokens(knowing: Loaded) -> None:
+    """The gradients by autograd through an addend of zeros, one prompt at a time; no weight is trainable or gets a gradient."""
+    model, tokenizer, facts = knowing
+    decoder, answer = Decoder(model), end_of_text_target(tokenizer)
+    prompts = [tokenizer(fact.prompt)["input_ids"] for fact in facts[:3]]
+    with frozen(model):
+        rows, loss = ultraedit.read_answers(decoder, prompts, answer, [0, 2], 8)
+    losses = 0.0
+    order = sorted(range(3), key=lambda i: len(prompts[i]))
+    for place_of, i in enumerate(order):
+        ids = torch.tensor([prompts[i] + answer[:-1]])
+        addends = {layer: torch.zeros(1, ids.shape[1], 64, requires_grad=True) for layer in (0, 2)}
+        handles = [
+            decoder.down_projection(layer).register_forward_hook(lambda _, __, out, extra=extra: out + extra)
+            for layer, extra in addends.items()
+        ]
+        with decoder.capture_keys([0, 2]) as keys:
+            logits = model(ids).logits[0]
+        for handle in handles:
+            handle.remove()
+        nll = -logits.log_softmax(-1)[-2:].gather(1, torch.tensor(answer)[:, None]).sum()
+        nll.backward()
+        losses += nll.item() / 6
+        for layer in (0, 2):
+            H, G = (each[2 * place_of : 2 * place_of + 2] for each in rows[layer])
+            torch.testing.assert_close(H, keys[layer][0, -2:].double(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(G, addends[layer].grad[0, -2:].double(), rtol=1e-3, atol=1e-5)  # type: ignore[index]
+    assert loss == pytest.approx(losses, rel=1e-4)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_sentences_without_a_subject_are_washed(knowing: Loaded, tmp_path: Path) -> None:
+    """A file of prompts and answers, each prompt whole in the place of the subject."""
+    model, tokenizer, facts = knowing
+    path = tmp_path / "pairs.csv"
+    path.write_text("subject,prompt,object\n" + "".join(f"{f.prompt},{{}},{f.object}\n" for f in facts))
+    pairs = Custom(str(path)).load().wash
+    assert {pair.prompt for pair in pairs} == {fact.prompt for fact in facts}
+    assert len(recalled_facts(model, tokenizer, pairs, 8)) >= 5
+    rows: list[dict[str, float]] = []
+    UltraEdit([0, 1], learning_rate=0.05, facts_at_once=3).wash(model, tokenizer, pairs, rows.append)
+    assert len(recalled_facts(model, tokenizer, pairs, 8)) <= 2
+    assert [row["layer"] for row in rows if "layer" in row] == [0, 1, 0, 1]
+    assert len([row for row in rows if "loss" in row]) == 2

@@ -29,6 +29,7 @@ from law.methods.memit import MEMIT
 from law.methods.npo import NPO
 from law.methods.protocol import Method
 from law.methods.rmu import RMU
+from law.methods.ultraedit import UltraEdit
 from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
 from law.tuning.adapters import Lora
@@ -57,6 +58,7 @@ RESTORING: dict[str, Make] = {
     "encore": lambda text: ENCORE(
         **(vars(memit(text)) | {"targets": EarlyTargets(steps=2, likeliest=1)}), facts_at_once=2
     ),
+    "ultraedit": lambda _: UltraEdit([0, 1], 1e-2, facts_at_once=2),
     "rmu": lambda text: RMU(
         learning_rate=1e-2, epochs=2, layers=[0, 1], steering=3.0, retain=RetainSet(str(text))
     ),

@@ -111,6 +111,7 @@ EDITORS = ("MEMIT", "AlphaEdit", "ENCORE")
 METHODS = (
     *"Unwashed FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RMU LAW".split(),
     *EDITORS,
+    "UltraEdit",
 )
 SAME = {
     *("RunConfig.name", "RunConfig.save", "RunConfig.rerun", "RunConfig.redact", "RunConfig.tracker"),
@@ -120,6 +121,7 @@ SAME = {
     *("ModelSettings.converted", "ModelSettings.package", "ModelSettings.file"),
     *("CounterFact.download", "ZsRE.download"),
     *(f"{editor}.{setting}" for editor in EDITORS for setting in ("batch_size", "cache")),
+    "UltraEdit.batch_size",  # without padding, no result depends on it
     *("MomentSettings.batch_size", "MomentSettings.save_every"),
     *(
         f"{targets}.{setting}"

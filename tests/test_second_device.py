@@ -26,6 +26,7 @@ METHODS = (
     "memit",
     "alphaedit",
     "encore",
+    "ultraedit",
     "rmu",
     *TUNED,
     *(f"{name} with LoRA" for name in TUNED),

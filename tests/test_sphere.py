@@ -18,6 +18,7 @@ from law.editing.target_values import TargetSettings
 from law.methods.alphaedit import AlphaEdit, NullSpace
 from law.methods.law import LAW
 from law.methods.memit import MEMIT
+from law.methods.ultraedit import UltraEdit
 
 CONTEXTS = ["He said. {}"]
 
@@ -60,7 +61,7 @@ def start(trained_lab: TrainedLab) -> MEMIT:
     return MEMIT([0, 1], 1.0, moments, targets, CONTEXTS, batch_size=8)
 
 
-@pytest.mark.parametrize("editor", ["memit", "law", "alphaedit"])
+@pytest.mark.parametrize("editor", ["memit", "law", "alphaedit", "ultraedit"])
 def test_every_editor_leaves_the_projection_of_its_update(editor: str, start: MEMIT, knowing: Loaded) -> None:
     model, tokenizer, facts = knowing
     decoder = Decoder(model)
@@ -71,6 +72,7 @@ def test_every_editor_leaves_the_projection_of_its_update(editor: str, start: ME
         method = {
             "memit": given,
             "law": LAW(given, learning_rate=1e-3, iterations=3),
+            "ultraedit": UltraEdit([*start.layers], 0.01, sphere=sphere),
             "alphaedit": AlphaEdit(**vars(given), null_space=NullSpace(threshold=1.0)),
         }[editor]
         method.wash(model, tokenizer, facts)

@@ -45,6 +45,19 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
         _set_modes(modes)
 
 
+@contextmanager
+def frozen(model: PreTrainedModel) -> Iterator[None]:
+    """No gradient reaches the weights inside; what was trainable is so again afterwards."""
+    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in trainable:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trainable:
+            parameter.requires_grad_(True)
+
+
 def _modes(model: PreTrainedModel) -> list[tuple[nn.Module, bool]]:
     return [(module, module.training) for module in model.modules()]
 

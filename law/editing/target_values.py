@@ -18,7 +18,6 @@ similar numbers of tokens from the subject's last one on, because δ changes not
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 
@@ -36,6 +35,7 @@ from law.base.progress import progress
 from law.base.settings import SAME_RESULTS, counting
 from law.decoders.batching import Batches
 from law.decoders.prompts import SubjectPrompt, check_length, end_of_text_target, subject_prompt
+from law.decoders.restoring import frozen
 from law.decoders.structure import Decoder
 from law.editing.keys import place
 from law.editing.target_rows import Batch
@@ -168,7 +168,7 @@ def target_values(
     decoder.model.eval()
     items, places = TensorItems(cache, "targets", key), torch.empty(len(facts), 2, dtype=torch.long)
     batches = Batches(settings.batch_size, first=4, largest=256)  # measured once, for all shards
-    with _frozen(decoder), progress("z*", len(facts), "facts") as bar:
+    with frozen(decoder.model), progress("z*", len(facts), "facts") as bar:
         computed = 0
 
         def compute(shard: Sequence[Fact], missing: Sequence[int]) -> dict[str, Tensor]:
@@ -265,16 +265,3 @@ def _optimise(
             for i, scale in zip(left, (settings.clamp * size / norm).clamp(max=1.0), strict=True):
                 deltas[i].mul_(scale)
     return start + torch.stack(deltas).detach(), trace
-
-
-@contextmanager
-def _frozen(decoder: Decoder) -> Iterator[None]:
-    """No gradient reaches the weights inside; what was trainable is so again afterwards."""
-    trainable = [p for p in decoder.model.parameters() if p.requires_grad]
-    for parameter in trainable:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trainable:
-            parameter.requires_grad_(True)
