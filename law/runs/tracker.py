@@ -12,9 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from law.base.cache import content_hash
+from law.base.errors import first_line
 from law.runs.identity import Identity, digests
 
 log = logging.getLogger(__name__)
+
+START_S = 30.0
+"""A server that does not answer for so long is given up: the run is kept as an offline one."""
 
 FINISH_S = 300.0
 """A server that does not take the rest of a run for so long is not waited for; the rest stays in the run's folder."""
@@ -112,10 +116,26 @@ class Wandb:
     project: str | None = None
 
     def start(self, identity: Identity, folder: Path) -> None:
-        """Begin the run, or go on with it."""
+        """Begin the run, or go on with it; offline if no server answers."""
         import wandb
 
-        self._run = wandb.init(
+        mode = self.mode.value if self.mode else os.environ.get("WANDB_MODE", "offline")
+        try:
+            self._run = self._begin(identity, folder, mode)
+        except wandb.Error as error:
+            if mode != "online":
+                raise
+            log.warning(
+                "W&B could not begin the run online (%s); it is kept offline, and `make sync` uploads it",
+                first_line(error),
+            )
+            wandb.teardown()  # its own process takes the id for used by the run that did not begin
+            self._run = self._begin(identity, folder, "offline")
+
+    def _begin(self, identity: Identity, folder: Path, mode: str) -> Any:
+        import wandb
+
+        return wandb.init(
             id=run_id(identity, folder),
             resume="allow",
             project=self.project or os.environ.get("WANDB_PROJECT", "law"),
@@ -125,9 +145,11 @@ class Wandb:
             tags=sorted({*identity.choices.values()}),
             dir=folder,
             config=dict(identity.config),
-            mode=self.mode.value if self.mode else os.environ.get("WANDB_MODE", "offline"),  # type: ignore[arg-type]
+            mode=mode,  # type: ignore[arg-type]
             reinit="create_new",
-            settings=wandb.Settings(silent=True, console="off", finish_timeout=FINISH_S),
+            settings=wandb.Settings(
+                silent=True, console="off", init_timeout=START_S, finish_timeout=FINISH_S
+            ),
         )
 
     def log(self, values: Mapping[str, float]) -> None:
