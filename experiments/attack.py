@@ -17,6 +17,7 @@ from law.reporting.loading import load_sweep
 from law.runs.attacking import attack_run
 from law.runs.command_line import run_command
 from law.runs.configuration import build, check_config
+from law.runs.lock import sole
 
 CONF = Path(__file__).parents[1] / "conf"
 
@@ -45,7 +46,8 @@ def main() -> None:
     console = Console(highlight=False, markup=False, soft_wrap=True)
     for run in load_sweep(chosen.folder).runs:
         try:
-            attack_run(run.folder, attacks)
+            with sole(run.folder):
+                attack_run(run.folder, attacks)
         except LawError as error:
             problems.append(str(error))
         else:
