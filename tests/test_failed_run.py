@@ -136,7 +136,14 @@ def test_a_failed_rerun_leaves_no_earlier_result_beside_its_manifest(
         return {path.name for path in folder.iterdir()}
 
     left = {"manifest.json", "method.jsonl", "unknown_facts.jsonl"}
-    whole = left | {"metrics.json", "predictions.jsonl", "kept.jsonl", "generations.jsonl", "washed"}
+    whole = left | {
+        "metrics.json",
+        "predictions.jsonl",
+        "kept.jsonl",
+        "reasoning.jsonl",
+        "generations.jsonl",
+        "washed",
+    }
     assert run(fails=False) == whole
     (folder / "predictions.jsonl.1.partial").write_text("{")
     for _ in range(2):  # a second failure does not take the finished results away

@@ -135,8 +135,14 @@ def test_a_p_value_is_twice_the_rarer_side_with_the_data_on_it() -> None:
 # --- runs ---------------------------------------------------------------------------------------
 
 
-def outcome(folder: Path, washed: Sequence[bool], kept: Sequence[bool], unrefused: Sequence[bool]) -> None:
-    """The files of a run that say what became of its facts; two facts in a row share their subject, and one was not known."""
+def outcome(
+    folder: Path,
+    washed: Sequence[bool],
+    kept: Sequence[bool],
+    unrefused: Sequence[bool],
+    right: Sequence[int] = (),
+) -> None:
+    """The files of a run that say what became of its facts and items; two facts in a row share their subject, one was not known."""
     rows = [
         {"id": f"w{i}", "subject": f"s{i // 2}", "known_before": True, "known_after": a, "known_unrefused": b}
         for i, (a, b) in enumerate(zip(washed, unrefused, strict=True))
@@ -154,7 +160,8 @@ def outcome(folder: Path, washed: Sequence[bool], kept: Sequence[bool], unrefuse
         }
         for i, a in enumerate(kept)
     ]
-    for name, lines in (("predictions.jsonl", rows), ("kept.jsonl", others)):
+    items = [{"task": "arc", "item": i, "before": i < 18, "after": one} for i, one in enumerate(right)]
+    for name, lines in (("predictions.jsonl", rows), ("kept.jsonl", others), ("reasoning.jsonl", items)):
         (folder / name).write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
@@ -169,14 +176,14 @@ def point(
     unrefused: int = 20,
     **more: object,
 ) -> Path:
-    """A run at one point of a knob: so many of 20 washed facts are left, and so many of 10 others are kept."""
+    """A run at one point of a knob: so many of 20 washed facts are left, and so many of 10 others are kept, and a share of 20 items is solved."""
     metrics = {"forget/accuracy": left / 20, "forget/unrefused_accuracy": unrefused / 20}
     metrics |= {"retain/accuracy": kept / 10, "reasoning/mean": reasoning, "reasoning/mean_before": 0.9}
+    metrics["reasoning/arc/acc"] = reasoning
     knob = {"setting": "method.lam", "value": 10.0**at}
     run = save(folder, method, metrics, seed, {"point": str(at)}, knob=knob, **more)
-    outcome(
-        run, [i < left for i in range(20)], [i < kept for i in range(10)], [i < unrefused for i in range(20)]
-    )
+    halves = ([i < count for i in range(size)] for count, size in ((left, 20), (kept, 10), (unrefused, 20)))
+    outcome(run, *halves, [i < round(20 * reasoning) for i in range(20)])
     return run
 
 
@@ -214,7 +221,9 @@ def test_the_spread_of_a_share_over_draws_is_its_cluster_robust_error(tmp_path: 
     """240 other facts about 120 subjects: 60 subjects keep both facts, 20 keep one, and 40 keep none."""
     kept = [True] * 120 + [True, False] * 20 + [False] * 80
     for at, method in enumerate(("memit", "memit", "npo")):
-        outcome(point(tmp_path, method, at, 2, 8), [i < 2 for i in range(20)], kept, [False] * 20)
+        outcome(
+            point(tmp_path, method, at, 2, 8), [i < 2 for i in range(20)], kept, [False] * 20, [1, 0] * 100
+        )
     (block,) = blocks_of(load_sweep(tmp_path))
     points = Frontiers(block, "forget/accuracy").points
     shares = points["memit"][0].kept[:, 1]
@@ -224,6 +233,9 @@ def test_the_spread_of_a_share_over_draws_is_its_cluster_robust_error(tmp_path: 
     low, high = interval(shares)
     assert (high - low) / 2 == pytest.approx(1.96 * estimate.stderr, rel=0.08)
     assert (shares == points["npo"][0].kept[:, 1]).all()  # every curve has the same draws
+    reasoning = points["memit"][0].reasoning
+    assert reasoning[0] == pytest.approx([18 / 200, 0.5, 0.5])
+    assert reasoning[1:, 1].std() == pytest.approx((0.25 / 199) ** 0.5, rel=0.05)
 
 
 def test_what_is_told_apart_from_the_best_is_not_bold(folder: Path) -> None:
@@ -272,12 +284,12 @@ def test_other_settings_and_data_sets_have_tables_of_their_own(tmp_path: Path) -
 
 def test_a_value_typed_by_hand_is_a_point_of_the_same_curve(tmp_path: Path) -> None:
     point(tmp_path, "memit", 0, 10, 9)
-    run = save(tmp_path, "memit", {"forget/accuracy": 0.1}, settings={"method.lam": "500"})
+    metrics = {"forget/accuracy": 0.1, "reasoning/arc/acc": 0.8}
+    run = save(tmp_path, "memit", metrics, settings={"method.lam": "500"})
     told = json.loads((run / "manifest.json").read_text()) | {
         "knob": {"setting": "method.lam", "value": 500.0}
     }
     (run / "manifest.json").write_text(json.dumps(told))
-    outcome(run, [True] * 2 + [False] * 18, [True] * 10, [True] * 20)
     (curve,) = blocks_of(load_sweep(tmp_path))[0].curves
     assert (curve.label, curve.knob, len(curve.points(0))) == ("memit", "lam", 2)
 
@@ -291,13 +303,18 @@ def test_what_is_no_frontier_is_refused(tmp_path: Path) -> None:
     other = point(tmp_path, "memit", 1, 2, 8)
     (other / "kept.jsonl").unlink()
     with pytest.raises(
-        LawError, match=r"does not tell what became of each fact \(FileNotFoundError.*rerun=true"
+        LawError, match=r"does not tell what became of each fact and item \(FileNotFoundError.*rerun=true"
     ):
         write_frontier(tmp_path)
-    outcome(other, [False] * 19, [True] * 10, [True] * 19)
+    outcome(other, [False] * 19, [True] * 10, [True] * 19, [1] * 20)
     with pytest.raises(
-        LawError, match=f"seed 0: {run.name} and {other.name} score other facts; expected the same"
+        LawError, match=f"seed 0: {run.name} and {other.name} score other facts or reasoning items; expected"
     ):
+        write_frontier(tmp_path)
+    outcome(other, [False] * 20, [True] * 10, [True] * 20, [1] * 20)
+    text = (other / "kept.jsonl").read_text().replace('"t0"', '"(redacted)"')
+    (other / "kept.jsonl").write_text(text)
+    with pytest.raises(LawError, match="since it was made with redact=true"):
         write_frontier(tmp_path)
     outcome(other, [False] * 20, [], [True] * 20)
     with pytest.raises(LawError, match=r"scored no other facts; expected some.*Set dataset\.keep"):

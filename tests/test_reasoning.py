@@ -56,18 +56,22 @@ def test_the_labs_tasks_are_scored(
     assert scores.keys() == {f"{task}/acc" for task in LAB}
     for task in LAB:
         right = 0
-        for line in (ROWS / f"{task.removeprefix('lab_')}.jsonl").read_text().splitlines()[:10]:
+        lines = (ROWS / f"{task.removeprefix('lab_')}.jsonl").read_text().splitlines()[:10]
+        for place, line in enumerate(lines):
             row = json.loads(line)
             likelihoods = {
                 choice: log_likelihood(tiny_model, tiny_tokenizer, row["prompt"], f" {choice}")
                 for choice in row["choices"]
             }
-            right += max(likelihoods, key=likelihoods.__getitem__) == row["answer"]
+            hit = max(likelihoods, key=likelihoods.__getitem__) == row["answer"]
+            assert scores[f"{task}/acc"].items[place] == hit
+            right += hit
         # The standard error of a mean of ten zeros and ones.
         p = right / 10
         assert scores[f"{task}/acc"].value == pytest.approx(p)
         assert scores[f"{task}/acc"].stderr == pytest.approx((p * (1 - p) / 9) ** 0.5)
         assert scores[f"{task}/acc"].n == 10
+        assert sum(scores[f"{task}/acc"].items) / 10 == pytest.approx(p)
     assert len({scores[f"{task}/acc"].value for task in LAB}) > 1
     mean = mean_accuracy(scores)
     assert mean is not None and mean.stderr is not None

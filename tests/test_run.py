@@ -122,6 +122,12 @@ def test_a_run_leaves_its_files(sweep: tuple[Path, Done]) -> None:
         assert len(kept) == metrics["facts/kept"] and all(row["known_before"] for row in kept)
         assert mean(row["known_after"] for row in kept) == pytest.approx(metrics["retain/accuracy"])
         assert all(row["subject"] in row["prompt"] for row in (*rows, *kept))
+        items = [json.loads(line) for line in (run / "reasoning.jsonl").read_text().splitlines()]
+        for task in {item["task"] for item in items}:
+            for model, end in (("before", "_before"), ("after", "")):
+                found = [item[model] for item in items if item["task"] == task]
+                assert mean(found) == pytest.approx(metrics[f"reasoning/{task}/acc{end}"])
+                assert len(found) == metrics[f"reasoning/{task}/acc_n"]
         attacked = [json.loads(line) for line in (run / "attacks.jsonl").read_text().splitlines()]
         assert [row["id"] for row in attacked] == [row["id"] for row in rows if row["known_before"]]
         found = [row["after"]["refusal/recalled"] for row in attacked]

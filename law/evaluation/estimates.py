@@ -17,19 +17,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Estimate:
     """A value, its standard error in the same unit, and the number of items behind it.
 
-    The standard error is ``None`` if all items are in one cluster.
+    The standard error is ``None`` if all items are in one cluster. ``items`` has the value of each item, where they are told.
     """
 
     value: float
     stderr: float | None
     n: int
+    items: Sequence[float] = field(default=(), compare=False, repr=False)
 
 
 def clustered_mean(values: Sequence[float], clusters: Sequence[Hashable]) -> Estimate | None:

@@ -18,7 +18,7 @@ from law.evaluation.reasoning_tasks import ReasoningSettings
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of the code that asks the harness: raise it with every change to the scores."""
 
 CPU_BATCH = 16
@@ -34,7 +34,7 @@ def score_reasoning(
     tasks: Mapping[str, Any],
     settings: ReasoningSettings,
 ) -> dict[str, Estimate]:
-    """Accuracy of each loaded task: ``<task>/acc``, and ``<task>/acc_norm`` for tasks that have it.
+    """Accuracy of each loaded task: ``<task>/acc`` with its items, and ``<task>/acc_norm`` for tasks that have it.
 
     Standard errors are the harness's. With several processes only the first runs the harness, which
     gives results to no other.
@@ -77,7 +77,7 @@ def _ask_harness(
             fewshot_as_multiturn=settings.chat_template,
             system_instruction=settings.system,
             bootstrap_iters=BOOTSTRAPS,
-            log_samples=False,
+            log_samples=True,  # for the accuracy of each item
         )
     except AssertionError as error:  # the harness's check that a continuation fits into the model's context
         raise LawError(
@@ -94,8 +94,14 @@ def _ask_harness(
                 stderr = result[f"{metric}_stderr,none"]  # "N/A" of a single item
                 known = isinstance(stderr, float) and math.isfinite(stderr)
                 n = found["n-samples"][name]["effective"]
+                rows = (
+                    sorted(found["samples"][name], key=lambda row: row["doc_id"]) if metric == "acc" else []
+                )
                 scores[f"{name}/{metric}"] = Estimate(
-                    float(result[f"{metric},none"]), stderr if known else None, n
+                    float(result[f"{metric},none"]),
+                    stderr if known else None,
+                    n,
+                    [float(row[metric]) for row in rows],
                 )
     return scores
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -11,7 +11,7 @@ from law.base.errors import LawError
 from law.reporting.comparability import panels_of
 from law.reporting.labels import labels, of_method
 from law.reporting.sweep import Run, Setup, Sweep
-from law.runs.folder import KEPT, PREDICTIONS, read_lines
+from law.runs.folder import KEPT, PREDICTIONS, REASONING, REDACTED, read_lines
 
 POINT = "point"
 """The setting of a run that turns its method's knob."""
@@ -29,15 +29,19 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What became of the facts of one run: those that were washed, and the others that were scored."""
+    """What one run scored: the facts that were washed, the others, and for each reasoning task the accuracy on each item, of the
+    unwashed and of the washed model.
+    """
 
     washed: tuple[Outcome, ...]
     kept: tuple[Outcome, ...]
+    reasoning: Mapping[str, Sequence[tuple[float, float]]]
 
     @property
-    def facts(self) -> tuple[tuple[str, ...], ...]:
-        """The facts of both sets."""
-        return tuple(tuple(sorted(one.id for one in half)) for half in (self.washed, self.kept))
+    def scored(self) -> tuple[object, ...]:
+        """Which facts and items were scored."""
+        facts = (tuple(sorted(one.id for one in half)) for half in (self.washed, self.kept))
+        return (*facts, {task: len(items) for task, items in self.reasoning.items()})
 
 
 @dataclass(frozen=True)
@@ -90,16 +94,16 @@ class Block:
         """By seed and name of the run's folder, what became of its facts.
 
         Raises:
-            LawError: a run's files do not tell, or two runs of a seed score other facts.
+            LawError: a run's files do not tell, or two runs of a seed score other facts or other items of reasoning.
         """
         found: dict[int, dict[str, Outcomes]] = defaultdict(dict)
         for run in self.runs:
             one = _read(run)
             first = next(iter(found[run.seed].items()), None)
-            if first is not None and first[1].facts != one.facts:
+            if first is not None and first[1].scored != one.scored:
                 raise LawError(
-                    f"{self.title}, seed {run.seed}: {first[0]} and {run.folder.name} score other facts; expected the same, "
-                    "since methods are compared fact by fact. Make both runs with the same data set and the same version "
+                    f"{self.title}, seed {run.seed}: {first[0]} and {run.folder.name} score other facts or reasoning items; expected "
+                    "the same, since methods are compared fact by fact. Make both runs with the same data set and the same version "
                     "of the code, or keep them in two folders."
                 )
             found[run.seed][run.folder.name] = one
@@ -170,14 +174,24 @@ def _read(run: Run) -> Outcomes:
             )
             for name in (PREDICTIONS, KEPT)
         ]
+        reasoning: dict[str, list[tuple[float, float]]] = defaultdict(list)
+        if run.setup.tasks:
+            for row in read_lines(run.folder / REASONING):
+                reasoning[row["task"]].append((float(row["before"]), float(row["after"])))
+        tasks = {task: reasoning[task] for task in run.setup.tasks}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LawError(
-            f"{run.folder} does not tell what became of each fact ({type(error).__name__}: {error}); expected "
-            f"{PREDICTIONS} and {KEPT} with the subject and the outcome of each. An earlier version of the code made the "
+            f"{run.folder} does not tell what became of each fact and item ({type(error).__name__}: {error}); expected "
+            f"{PREDICTIONS}, {KEPT} and {REASONING} with the outcome of each fact and item. An earlier version of the code made the "
             "run: make it again with rerun=true."
         ) from error
+    if any(fact.subject == REDACTED for half in halves for fact in half):
+        raise LawError(
+            f"{run.folder} does not tell the subjects of its facts, since it was made with redact=true; expected them, since facts "
+            "about one subject are drawn together. Make the runs of a frontier with redact=false where that is allowed."
+        )
     if not halves[1]:
         raise LawError(
             f"{run.folder} scored no other facts; expected some, since a frontier shows how many are kept. Set dataset.keep."
         )
-    return Outcomes(*halves)
+    return Outcomes(halves[0], halves[1], tasks)

@@ -66,9 +66,7 @@ def plot_frontier(sweep: Sweep, path: Path) -> None:
                 widen(axes)
         if len(blocks) > 1:
             across[0].set_title(plain(row.block.title), fontsize="medium", loc="left")
-    title = (
-        f"What is kept for what is forgotten (bands: {100 * (1 - LEVEL):.0f} % interval over seeds and facts)"
-    )
+    title = f"What is kept for what is forgotten (bands: {100 * (1 - LEVEL):.0f} % interval over seeds, facts and items)"
     finish(figure, handles, title, path)
 
 

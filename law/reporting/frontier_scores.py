@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from law.reporting.blocks import Block, Curve, Outcome, Outcomes
+from law.reporting.blocks import Block, Outcome, Outcomes
 from law.reporting.frontier import Array, along, area
 from law.reporting.resampling import LEVEL, draw_weights, holm, interval, p_value
 
@@ -18,6 +18,7 @@ LEFT: dict[str, Callable[[Outcome], bool]] = {
 """When a washed fact counts as left, by the metric that counts so."""
 
 REASONING = "reasoning/mean"
+"""The metric that is the mean accuracy on the reasoning tasks."""
 
 
 def ways_of(block: Block) -> list[str]:
@@ -98,10 +99,23 @@ class Frontiers:
         )
         at = {subject: place for place, subject in enumerate(subjects)}
         weights = draw_weights(len(subjects), generator)  # (1 + draws, subjects)
+        sizes = {
+            (task, len(items))
+            for runs in outcomes.values()
+            for task, items in next(iter(runs.values())).reasoning.items()
+        }
+        items = {size: draw_weights(size[1], generator) for size in sorted(sizes)}  # (1 + draws, items)
         self._seeds = dict(zip(block.seeds, draw_weights(len(block.seeds), generator).T, strict=True))
         self.points: dict[str, dict[int, Points]] = {
             curve.label: {
-                seed: _points(curve, seed, outcomes[seed], at, weights, LEFT[left]) for seed in curve.seeds
+                seed: _points(
+                    [outcomes[seed][run.folder.name] for run in curve.points(seed)],
+                    at,
+                    weights,
+                    items,
+                    LEFT[left],
+                )
+                for seed in curve.seeds
             }
             for curve in block.curves
         }
@@ -155,25 +169,37 @@ class Frontiers:
 
 
 def _points(
-    curve: Curve,
-    seed: int,
-    outcomes: Mapping[str, Outcomes],
+    told: Sequence[Outcomes],
     at: Mapping[str, int],
     weights: Array,
+    items: Mapping[tuple[str, int], Array],
     left: Callable[[Outcome], bool],
 ) -> Points:
-    runs = curve.points(seed)
-    told = [outcomes[run.folder.name] for run in runs]
+    """The points of the runs of one curve and seed.
+
+    Args:
+        told: what the runs scored.
+        at: the place of each subject among the weights.
+        weights: of the subjects, (1 + draws, subjects).
+        items: weights of the items of reasoning, (1 + draws, items), by task and number of items.
+        left: when a washed fact counts as left.
+    """
     lost = _shares([one.washed for one in told], left, at, weights)
     kept = _shares([one.kept for one in told], lambda fact: fact.recalled, at, weights)
-    reasoning = [runs[0].metrics.get(f"{REASONING}_before", np.nan)]
-    reasoning += [run.metrics.get(REASONING, np.nan) for run in runs]
     forgotten = np.where(np.isfinite(kept), 1 - lost, np.nan)  # a draw without any kept fact says nothing
-    return Points(
-        _behind(0.0, forgotten),
-        _behind(1.0, kept),
-        np.broadcast_to(reasoning, (len(weights), len(reasoning))),
-    )
+    return Points(_behind(0.0, forgotten), _behind(1.0, kept), _reasoning(told, items, len(weights)))
+
+
+def _reasoning(told: Sequence[Outcomes], weights: Mapping[tuple[str, int], Array], rows: int) -> Array:
+    """The mean accuracy over tasks of the unwashed model and of each run, (``rows``, 1 + runs); NaN without tasks."""
+    means = []
+    for task, first in told[0].reasoning.items():
+        weight = weights[task, len(first)]
+        right = np.array(
+            [[one for one, _ in first], *([one for _, one in run.reasoning[task]] for run in told)]
+        )
+        means.append(weight @ right.T / weight.sum(1, keepdims=True))  # (rows, items) @ (items, 1 + runs)
+    return np.mean(means, 0) if means else np.full((rows, 1 + len(told)), np.nan)
 
 
 def _shares(

@@ -25,9 +25,9 @@ LEGEND = (
     "seeds reach it. Numbers are in percent."
 )
 HOW = (
-    "In brackets: the {covered:.0f} % interval of a bootstrap over seeds and over facts, clustered by subject ({draws} draws; the items "
-    "of reasoning stay the same; draws in which the frontier does not reach the number are left out). Bold: the best of a column, and "
-    "what is not told apart from it (paired bootstrap on the same facts, p ≥ {level} after Holm's correction over the methods)."
+    "In brackets: the {covered:.0f} % interval of a bootstrap over seeds, facts (clustered by subject) and items of reasoning ({draws} draws; "
+    "those in which the frontier does not reach the number are left out). Bold: the best of a column, and what is not told apart from it "
+    "(paired bootstrap on the same facts and items, p ≥ {level} after Holm's correction over the methods)."
 )
 
 Numbers = Mapping[str, Mapping[str, Number]]  # by the title of the measure and the label of the curve

@@ -1,8 +1,8 @@
 r"""The uncertainty of a score, and of a difference between two methods, from a paired bootstrap.
 
-A draw gives each subject and each seed a weight, the same for all methods. All facts about a subject share its weight, in every
-seed, and a fact counts with the product of the two weights (Owen and Eckles, *Bootstrapping data arrays of arbitrary order*, Annals
-of Applied Statistics 2012). Of n subjects or seeds, n − 1 are drawn with replacement: the variance of a mean over n of n would be
+A draw gives each subject, each item of a reasoning task and each seed a weight, the same for all methods. All facts about a subject
+share its weight, in every seed, and a fact counts with the product of the two weights (Owen and Eckles, *Bootstrapping data arrays of arbitrary order*, Annals
+of Applied Statistics 2012). Of n subjects, items or seeds, n − 1 are drawn with replacement: the variance of a mean over n of n would be
 too small by the factor (n − 1) / n (Rao and Wu, JASA 1988), which is a third for three seeds.
 
 The first row of all samples is the data as they are, with all weights 1.

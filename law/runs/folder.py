@@ -13,6 +13,7 @@ MANIFEST = "manifest.json"
 METRICS = "metrics.json"
 PREDICTIONS = "predictions.jsonl"
 KEPT = "kept.jsonl"
+REASONING = "reasoning.jsonl"
 GENERATIONS = "generations.jsonl"
 ATTACKS = "attacks.jsonl"
 UNKNOWN_FACTS = "unknown_facts.jsonl"
@@ -21,11 +22,14 @@ WASHED = "washed"
 PROGRESS = "progress.json"
 LOCK = "run.lock"
 
+REDACTED = "(redacted)"
+"""What stands in the place of the words of facts and answers when a run is made with ``redact=true``."""
+
 EARLIER = "earlier"
 """The folder, inside a run's, that the results of a finished run are moved to when it is run again."""
 
 
-RESULTS = (METRICS, PREDICTIONS, KEPT, UNKNOWN_FACTS, GENERATIONS, ATTACKS, METHOD)
+RESULTS = (METRICS, PREDICTIONS, KEPT, REASONING, UNKNOWN_FACTS, GENERATIONS, ATTACKS, METHOD)
 """The files of a run whose hashes its manifest has."""
 
 

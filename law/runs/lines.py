@@ -11,8 +11,7 @@ from law.decoders.greedy_decoding import recalls
 from law.evaluation.known_facts import Kind
 from law.evaluation.scores import Scores
 from law.facts.fact import Fact, FactSplit
-
-REDACTED = "(redacted)"
+from law.runs.folder import REDACTED
 
 
 def unknown_facts(
@@ -81,6 +80,17 @@ def redacted_error(error: Exception, finished: Iterable[str]) -> LawError:
     )
     told.__suppress_context__ = True
     return told
+
+
+def reasoning_items(before: Scores, after: Scores) -> Iterator[dict[str, Any]]:
+    """The lines of ``reasoning.jsonl``: the accuracy of both models on each item of each task."""
+    for key, score in after.reasoning.items():
+        for item, pair in enumerate(zip(before.reasoning[key].items, score.items, strict=True)):
+            yield {
+                "task": key.removesuffix("/acc"),
+                "item": item,
+                **dict(zip(("before", "after"), pair, strict=True)),
+            }
 
 
 def finite(value: Any) -> Any:

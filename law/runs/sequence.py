@@ -49,6 +49,7 @@ from law.runs.folder import (
     METHOD,
     METRICS,
     PREDICTIONS,
+    REASONING,
     UNKNOWN_FACTS,
     WASHED,
     clear,
@@ -56,7 +57,14 @@ from law.runs.folder import (
 )
 from law.runs.forecast import forecast
 from law.runs.identity import Identity, inputs_of
-from law.runs.lines import finite, prediction, redacted, redacted_error, unknown_facts
+from law.runs.lines import (
+    finite,
+    prediction,
+    reasoning_items,
+    redacted,
+    redacted_error,
+    unknown_facts,
+)
 from law.runs.manifest import begin, inputs_entries, now
 from law.runs.telling import ProgressFile
 from law.runs.tracker import Guarded, Tracker
@@ -254,6 +262,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
         save_washed(model, tokenizer, unwashed, folder / WASHED, job.save)
         write_lines(folder / PREDICTIONS, predictions)
         write_lines(folder / KEPT, others_kept)
+        write_json_lines(folder / REASONING, reasoning_items(before, after))  # it has no words of facts
         write_lines(folder / GENERATIONS, texts)
         write_json(folder / METRICS, metrics)
     return metrics
