@@ -58,6 +58,7 @@ from law.methods.simnpo import SimNPO
 from law.methods.ultraedit import UltraEdit
 from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
+from law.methods.zerounlearn import ZeroUnlearn
 from law.runs.identity import Identity
 from law.runs.locating import LocateSettings, trial_washes
 from law.runs.sequence import Job, wash_and_score
@@ -82,6 +83,7 @@ METHODS: dict[str, Method] = {
         **(vars(START) | {"targets": EarlyTargets(steps=4, clamp=4.0, likeliest=1)}), facts_at_once=2
     ),
     "ultraedit": UltraEdit([0, 1], 1e-2, facts_at_once=2),
+    "zerounlearn": ZeroUnlearn(**vars(START), rank=2),
     "finetune": FineTuning(1e-3, epochs=1),
     "finetune with LoRA": FineTuning(1e-3, epochs=1, lora=LORA),
     "gradient_ascent": GradientAscent(1e-3),

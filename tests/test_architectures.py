@@ -36,6 +36,7 @@ from law.methods.simnpo import SimNPO
 from law.methods.ultraedit import UltraEdit
 from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
+from law.methods.zerounlearn import ZeroUnlearn
 from law.tuning.adapters import Lora
 from law.tuning.retain import Hold, Retain, RetainSet
 
@@ -205,6 +206,7 @@ METHODS: dict[str, tuple[Callable[[Path], Method], bool]] = {
         True,
     ),
     "UltraEdit": (lambda _: UltraEdit(LAYERS, 1e-2, facts_at_once=2), True),
+    "ZeroUnlearn": (lambda text: ZeroUnlearn(**vars(memit(text)), rank=2), True),
     "gradient ascent": (lambda _: GradientAscent(learning_rate=1e-3), False),
     "gradient ascent, LoRA": (lambda _: GradientAscent(learning_rate=1e-3, lora=Lora(rank=2)), False),
     "fine-tuning": (lambda _: FineTuning(learning_rate=1e-3, epochs=1), False),

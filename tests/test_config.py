@@ -37,7 +37,7 @@ from law.tuning.retain import Hold
 CONF = Path(__file__).parents[1] / "conf"
 TUNED = "FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RetainTuning RMU".split()
 TARGETS = ("TargetSettings", "EarlyTargets")
-EDITORS = ("MEMIT", "BatchedEditor", "AlphaEdit", "ENCORE")
+EDITORS = ("MEMIT", "BatchedEditor", "AlphaEdit", "ENCORE", "ZeroUnlearn")
 SOURCES = ("CounterFact", "ZsRE", "WikiLatest", "Custom")
 GROUPS = ("model", "dataset", "method", "evaluation", "attack", "tracker")
 OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
@@ -130,7 +130,7 @@ def test_methods_published_search_window_is_one_override_away() -> None:
         ("evaluation.recall=WHOLE_WORD", "[substring, whole_word]. Did you mean 'whole_word'?"),
         (
             "method=lwa",
-            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, encore, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, ultraedit, undial, woh.",
+            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, encore, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, ultraedit, undial, woh, zerounlearn.",
         ),
         ("modle=lab", "Did you mean 'model'?"),
     ],
@@ -188,7 +188,8 @@ ZERO_IS_MEANT = {
     ),  # the method without that part
     *(f"{targets}.{weight}" for targets in TARGETS for weight in ("kl_factor", "weight_decay")),
     *(f"{targets}.stop_below" for targets in TARGETS),  # no fact stops early
-    "ENCORE.mu",  # no ridge
+    *("ENCORE.mu", "ZeroUnlearn.ridge"),  # no ridge
+    "ZeroUnlearn.share",  # nothing is left in the directions that are taken out
     "Sphere.strength",  # the whole update
     "MomentSettings.save_every",  # after every chunk
     "FluencySettings.prompts",  # nothing is generated

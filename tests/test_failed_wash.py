@@ -32,6 +32,7 @@ from law.methods.rmu import RMU
 from law.methods.ultraedit import UltraEdit
 from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
+from law.methods.zerounlearn import ZeroUnlearn
 from law.tuning.adapters import Lora
 from law.tuning.retain import Hold, Retain, RetainSet
 
@@ -59,6 +60,7 @@ RESTORING: dict[str, Make] = {
         **(vars(memit(text)) | {"targets": EarlyTargets(steps=2, likeliest=1)}), facts_at_once=2
     ),
     "ultraedit": lambda _: UltraEdit([0, 1], 1e-2, facts_at_once=2),
+    "zerounlearn": lambda text: ZeroUnlearn(**vars(memit(text)), rank=2),
     "rmu": lambda text: RMU(
         learning_rate=1e-2, epochs=2, layers=[0, 1], steering=3.0, retain=RetainSet(str(text))
     ),

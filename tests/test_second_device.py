@@ -27,6 +27,7 @@ METHODS = (
     "alphaedit",
     "encore",
     "ultraedit",
+    "zerounlearn",
     "rmu",
     *TUNED,
     *(f"{name} with LoRA" for name in TUNED),

@@ -181,14 +181,15 @@ def test_reading_the_prefix_once_changes_nothing(
 ) -> None:
     """Losses and gradients as with rows run from their first token on, windows shorter than a prompt included."""
     decoder = Decoder(random_model(name, vocab_size=len(tiny_tokenizer)).requires_grad_(False))
-    target = torch.tensor(end_of_text_target(tiny_tokenizer))
-    asked = [targets_module._ask(decoder, tiny_tokenizer, fact, CONTEXTS) for fact in FACTS]
+    answer = end_of_text_target(tiny_tokenizer)
+    target = torch.tensor([answer] * len(FACTS))
+    asked = [targets_module._ask(decoder, tiny_tokenizer, fact, CONTEXTS, answer) for fact in FACTS]
     delta = torch.randn(len(FACTS), 32, generator=torch.Generator().manual_seed(0), requires_grad=True)
 
     def measured() -> list[torch.Tensor]:
         whole = Batch.read(decoder, tiny_tokenizer, asked, 0)
         some = whole.facts(torch.tensor([1, 4]))
-        found = [*whole.predictions(delta, target), *some.predictions(delta[[1, 4]], target)]
+        found = [*whole.predictions(delta, target), *some.predictions(delta[[1, 4]], target[:2])]
         (gradient,) = torch.autograd.grad(sum(part.sum() for part in found), delta)
         return [whole.start, gradient, *found]
 

@@ -18,6 +18,9 @@ from law.decoders.kv_cache import Past, can_read_on, read
 from law.decoders.prompts import SubjectPrompt, pad_right
 from law.decoders.structure import Decoder
 
+UNUSED = -100
+"""In the place of a token: in front of a target that is shorter than others of its batch. PyTorch's losses ignore it."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -68,26 +71,41 @@ class Batch:
         bare = torch.arange(0, len(self.ids), self.per_fact, device=self.ids.device)
         return self.hidden[bare, self.at[bare]].float()
 
+    def projected(self) -> Tensor:
+        """m_L (n, d_model): the output of block L's down-projection where :attr:`start` is its own, in float32."""
+        bare = torch.arange(0, len(self.ids), self.per_fact, device=self.ids.device)
+        with torch.no_grad(), self.decoder.capture_keys([self.layer]) as captured:
+            self.decoder.hidden_states(self.ids, self.mask, self.layer, self.past)
+            k = captured[self.layer][bare, self.at[bare]]  # (n, d_ff)
+            return self.decoder.down_projection(self.layer)(k).float()
+
     def predictions(self, delta: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """With δ (n, d_model) in place: the target's NLL (n), mean over contexts and tokens; whether each of its tokens
-        is the likeliest one in every context, (n); and the log-probabilities (n, vocabulary) behind the subject in
-        ``"{subject} is a"``.
+        """What the model says with δ (n, d_model) in place.
+
+        Args:
+            delta: δ of each fact.
+            target: the target's tokens of each fact, (n, longest), with :data:`UNUSED` in front of those of a shorter one.
+
+        Returns:
+            The target's NLL (n), mean over contexts and tokens; whether each of its tokens is the likeliest one in every
+            context, (n); and the log-probabilities (n, vocabulary) behind the subject in ``"{subject} is a"``.
         """
-        rows = torch.arange(len(self.ids), device=self.ids.device)
+        rows, longest = torch.arange(len(self.ids), device=self.ids.device), target.shape[1]
         shift = delta.repeat_interleave(self.per_fact, dim=0).to(self.hidden.dtype)
         shifted = self.hidden.index_put((rows, self.at), shift, accumulate=True)
         by_fact = rows.view(-1, self.per_fact)
         prompts, about = by_fact[:, :-1].flatten(), by_fact[:, -1]
-        asked = self.ends[prompts, None] - len(target) + torch.arange(len(target), device=rows.device)
+        asked = self.ends[prompts, None] - longest + torch.arange(longest, device=rows.device)
         at = (
-            torch.cat([prompts.repeat_interleave(len(target)), about]),
-            torch.cat([asked.flatten(), self.at[about]]),
+            torch.cat([prompts.repeat_interleave(longest), about]),
+            torch.cat([asked.clamp(min=0).flatten(), self.at[about]]),
         )
         logits = self.decoder.logits_from(shifted, self.ids, self.mask, self.layer, at, self.past).float()
-        wanted = target.repeat(len(prompts))
+        wanted = target.repeat_interleave(self.per_fact - 1, dim=0).flatten()
         nll = F.cross_entropy(logits[: -len(about)], wanted, reduction="none").view(len(about), -1)
-        answered = (logits[: -len(about)].argmax(-1) == wanted).view(len(about), -1)
-        return nll.mean(1), answered.all(1), logits[-len(about) :].log_softmax(-1)
+        counted = (wanted != UNUSED).view_as(nll)
+        answered = (logits[: -len(about)].argmax(-1) == wanted).view_as(nll) | ~counted
+        return nll.sum(1) / counted.sum(1), answered.all(1), logits[-len(about) :].log_softmax(-1)
 
     def facts(self, index: Tensor) -> Batch:
         """The batch of some facts only."""

@@ -38,7 +38,7 @@ from law.decoders.prompts import SubjectPrompt, check_length, end_of_text_target
 from law.decoders.restoring import frozen
 from law.decoders.structure import Decoder
 from law.editing.keys import place
-from law.editing.target_rows import Batch
+from law.editing.target_rows import UNUSED, Batch
 from law.facts.fact import Fact
 
 VERSION = 2
@@ -76,6 +76,18 @@ class TargetSettings(Checked):
         every token of the target was the likeliest one in every context.
         """
         return loss < self.stop_below
+
+    def answer(self, tokenizer: PreTrainedTokenizerBase, fact: Fact) -> list[int]:
+        """The tokens that z* makes the model answer a fact with."""
+        return end_of_text_target(tokenizer)
+
+    def start(self, batch: Batch) -> Tensor:
+        """What δ is added to and measured by, (n, d_model)."""
+        return batch.start
+
+    def item(self, fact: Fact) -> str:
+        """What the cache keeps z* of a fact by."""
+        return f"{fact.template}\0{fact.subject}\0{fact.lead}"
 
 
 @dataclass
@@ -173,13 +185,20 @@ def target_values(
 
         def compute(shard: Sequence[Fact], missing: Sequence[int]) -> dict[str, Tensor]:
             nonlocal computed
-            asked = [_ask(decoder, tokenizer, shard[i], contexts) for i in missing]
+            answers = [settings.answer(tokenizer, shard[i]) for i in missing]
+            asked = [
+                _ask(decoder, tokenizer, shard[i], contexts, answer)
+                for i, answer in zip(missing, answers, strict=True)
+            ]
             order = mine(sorted(range(len(asked)), key=lambda i: _lengths(asked[i])))
             z, losses = torch.zeros(len(asked), decoder.d_model), torch.zeros(4, settings.steps, len(asked))
             for batch, result in batches.run(
                 order,
                 [1] * len(order),
-                lambda batch: _optimise(decoder, tokenizer, [asked[i] for i in batch], layer, settings),
+                lambda batch: _optimise(
+                    *(decoder, tokenizer, [asked[i] for i in batch], [answers[i] for i in batch]),
+                    *(layer, settings),
+                ),
             ):
                 z[batch], losses[:, :, batch] = (tensor.cpu() for tensor in result)
                 bar.update(len(batch))
@@ -189,8 +208,7 @@ def target_values(
 
         for first in range(0, len(facts), settings.shard):
             shard = facts[first : first + settings.shard]
-            names = [f"{fact.template}\0{fact.subject}\0{fact.lead}" for fact in shard]
-            found = items.get(names, partial(compute, shard))
+            found = items.get([settings.item(fact) for fact in shard], partial(compute, shard))
             bar.update(len(shard) - computed)  # kept before, or computed by other processes
             computed = 0
             places[first : first + len(shard)] = torch.tensor(found)
@@ -198,15 +216,18 @@ def target_values(
 
 
 def _ask(
-    decoder: Decoder, tokenizer: PreTrainedTokenizerBase, fact: Fact, contexts: Sequence[str]
+    decoder: Decoder,
+    tokenizer: PreTrainedTokenizerBase,
+    fact: Fact,
+    contexts: Sequence[str],
+    answer: list[int],
 ) -> list[SubjectPrompt]:
-    """A fact's rows: its prompt bare and in every context, each with the target's tokens but the last behind it,
+    """A fact's rows: its prompt bare and in every context, each with the answer's tokens but the last behind it,
     and then ``"{subject} is a"`` up to where it is read.
     """
-    asking = end_of_text_target(tokenizer)[:-1]
     prompts = [subject_prompt(tokenizer, t, fact.subject) for t in place(fact.template, contexts, fact.lead)]
     about = subject_prompt(tokenizer, KL_TEMPLATE, fact.subject)
-    rows = [replace(p, ids=p.ids + asking) for p in prompts]
+    rows = [replace(p, ids=p.ids + answer[:-1]) for p in prompts]
     rows.append(replace(about, ids=about.ids[: about.position + 1]))
     for row in rows:
         check_length(decoder.model, len(row.ids), f"A prompt of the fact {shortened(fact.prompt)!r}")
@@ -222,16 +243,21 @@ def _optimise(
     decoder: Decoder,
     tokenizer: PreTrainedTokenizerBase,
     asked: Sequence[Sequence[SubjectPrompt]],
+    answers: Sequence[list[int]],
     layer: int,
     settings: TargetSettings,
 ) -> tuple[Tensor, Tensor]:
     """z* (n, d_model) and its trace (4, steps, n) for one batch of n facts."""
     batch = Batch.read(decoder, tokenizer, asked, layer)
-    start = batch.start  # h_L^0 (n, d_model)
+    start = settings.start(batch)  # h_L^0 (n, d_model)
+    sizes = start.norm(dim=1)
     deltas = [torch.zeros_like(h, requires_grad=True) for h in start]  # one each, so that each can stop
     optimizer = torch.optim.Adam(deltas, lr=settings.learning_rate)
     left = torch.arange(len(asked))  # the facts still in the batch
-    target = torch.tensor(end_of_text_target(tokenizer), device=decoder.device)
+    longest = max(map(len, answers))
+    target = torch.tensor(
+        [[UNUSED] * (longest - len(answer)) + answer for answer in answers], device=decoder.device
+    )
     initial: Tensor | None = None
     likeliest = torch.zeros(len(asked), dtype=torch.long)
     trace = torch.empty(4, settings.steps, len(asked), device=decoder.device)
@@ -243,7 +269,7 @@ def _optimise(
         initial = about.detach() if initial is None else initial
         # F.kl_div(p, q) is KL(q ‖ p): the shifted distribution against the initial one, as in ROME
         kl = settings.kl_factor * F.kl_div(initial, about, log_target=True, reduction="none").sum(1)
-        size = batch.start.norm(dim=1)
+        size = sizes[left]
         decay = settings.weight_decay * delta.norm(dim=1) / size**2
         loss = nll + kl + decay
         # a fact that stops here keeps this loss in all steps to come
@@ -257,7 +283,7 @@ def _optimise(
         if not moving.all():
             for i in left[~moving]:
                 deltas[i].grad = None  # Adam passes it over
-            left, initial, size = left[moving], initial[moving], size[moving]
+            left, initial, size, target = left[moving], initial[moving], size[moving], target[moving]
             batch = batch.facts(moving.nonzero().flatten())
         optimizer.step()
         with torch.no_grad():

@@ -56,6 +56,7 @@ from law.methods.simnpo import SimNPO
 from law.methods.ultraedit import UltraEdit
 from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
+from law.methods.zerounlearn import ZeroUnlearn
 from law.runs.explanations import unknown_key, unknown_option
 from law.runs.identity import CHOICES, Identity, code, inputs_of, local, reduced, settings_of
 from law.runs.knob import Knob, knob_of, turned
@@ -214,6 +215,7 @@ def _register() -> None:
             AlphaEdit,
             ENCORE,
             UltraEdit,
+            ZeroUnlearn,
         ),
         "evaluation": (EvaluationSettings,),
         "attack": (Attacks,),
