@@ -325,3 +325,6 @@ def test_sentences_without_a_subject_are_washed(knowing: Loaded, tmp_path: Path)
     assert len(recalled_facts(model, tokenizer, pairs, 8)) <= 2
     assert [row["layer"] for row in rows if "layer" in row] == [0, 1, 0, 1]
     assert len([row for row in rows if "loss" in row]) == 2
+    rows.clear()
+    UltraEdit([0, 1], learning_rate=0.05, facts_at_once=None).wash(model, tokenizer, pairs, rows.append)
+    assert [row["batch"] for row in rows if "loss" in row] == [0]

@@ -49,14 +49,14 @@ class UltraEdit(Checked):
     Args:
         layers: the edited layers, in rising order.
         learning_rate: η, how far an output moves against its gradient. The move also grows with d_ff, the number of entries of ĥ.
-        facts_at_once: facts in a batch; each batch is edited on the model that the earlier ones have left.
+        facts_at_once: facts in a batch, each edited on the model that the earlier ones have left; ``null`` edits all facts at once.
         batch_size: prompts in a forward pass.
         sphere: what is taken out of the update of each layer after each batch.
     """
 
     layers: Layers
     learning_rate: Positive
-    facts_at_once: Count = 100
+    facts_at_once: Count | None = 100
     batch_size: Count = field(default=64, metadata=SAME_RESULTS)
     sphere: Sphere = field(default_factory=Sphere)
 
@@ -74,14 +74,17 @@ class UltraEdit(Checked):
     ) -> None:
         """Add Δ to the down-projection of every layer, once for each batch of facts."""
         self.check(model)
-        decoder, answer = Decoder(model), end_of_text_target(tokenizer)
+        decoder, answer, size = (
+            Decoder(model),
+            end_of_text_target(tokenizer),
+            self.facts_at_once or len(facts),
+        )
         seen: dict[torch.Size, Running] = defaultdict(Running)  # by the shape of W
         weights = [decoder.weight(layer) for layer in self.layers]
         with undone_on_failure(model, weights), frozen(model):
             model.eval()
-            starts = range(0, len(facts), self.facts_at_once)
-            for batch, first in enumerate(tracked(starts, "UltraEdit", "batches")):
-                prompts = token_ids(tokenizer, [f.prompt for f in facts[first : first + self.facts_at_once]])
+            for batch, first in enumerate(tracked(range(0, len(facts), size), "UltraEdit", "batches")):
+                prompts = token_ids(tokenizer, [f.prompt for f in facts[first : first + size]])
                 rows, loss = read_answers(decoder, prompts, answer, self.layers, self.batch_size)
                 for layer, (H, G) in rows.items():
                     seen[decoder.weight(layer).shape].add(torch.cat([H, G], 1))
