@@ -72,7 +72,9 @@ class Computed:
                 self.answers.update((prompt, tuple(banned)) for prompt in prompts)
 
         look(
-            target_values, "_ask", lambda _, __, fact, seen: self.targets.update([(fact.prompt, tuple(seen))])
+            target_values,
+            "_ask",
+            lambda _, __, fact, seen, *___: self.targets.update([(fact.prompt, tuple(seen))]),
         )
         look(second_moments, "collect_moments", lambda _, __, ___, layers, *____: self.moments.append(layers))
         look(scores, "greedy_answers", answered)
