@@ -39,7 +39,6 @@ from law.editing.least_squares import System
 from law.editing.target_rows import Batch
 from law.editing.target_values import Targets, TargetSettings, target_values
 from law.facts.fact import Fact
-from law.methods.encore import with_ridge
 from law.methods.memit import MEMIT, edit_layers, prepare
 
 
@@ -110,12 +109,11 @@ class ZeroUnlearn(MEMIT):
 
     def update(self, W: Tensor, system: System, U: Tensor) -> Tensor:
         """Δ (d_ff, d_model) of W (d_ff, d_model), with U (d_model, r)."""
-        ridged = with_ridge(system, self.ridge)
         inner = System(
-            W.T @ ridged.C @ W,  # (d_model, d_ff) @ (d_ff, d_ff) @ (d_ff, d_model)
-            W.T @ ridged.G @ W,
-            W.T @ ridged.right,  # (d_model, d_ff) @ (d_ff, d_model)
-            ridged.residual,
+            W.T @ system.C @ W,  # (d_model, d_ff) @ (d_ff, d_ff) @ (d_ff, d_model)
+            W.T @ system.G @ W + self.ridge * (W.T @ W),  # Wᵀ (K Kᵀ + γ I) W
+            W.T @ system.right,  # (d_model, d_ff) @ (d_ff, d_model)
+            system.residual,
         )
         moved = W + W @ inner.solve(self.lam)  # (d_ff, d_model) @ (d_model, d_model)
         # (d_ff, d_model) @ (d_model, r) @ (r, d_model)
