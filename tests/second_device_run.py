@@ -276,7 +276,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     **{f"washed {name}": partial(washed, method) for name, method in METHODS.items()},
     **{
         f"spread {name}, {first} first": partial(washed, METHODS[name], partial(spread, first, other))
-        for name in ("law", "finetune", "rmu")
+        for name in ("law", "ultraedit", "zerounlearn", "finetune", "rmu")
         for first, other in (("cpu", NAME), (NAME, "cpu"))
     },
     **{f"architecture {name}": partial(apart, name) for name in ARCHITECTURES},

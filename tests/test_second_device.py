@@ -118,7 +118,7 @@ def test_a_method_washes_as_on_the_cpu(results: Results, name: str) -> None:
 
 
 @pytest.mark.parametrize("first", ["cpu", "second"])
-@pytest.mark.parametrize("name", ["law", "finetune", "rmu"])
+@pytest.mark.parametrize("name", ["law", "ultraedit", "zerounlearn", "finetune", "rmu"])
 def test_blocks_on_two_devices_are_washed_alike(results: Results, name: str, first: str) -> None:
     found = part(results, f"spread {name}, {first} first")
     assert found["moved"] > 0.1

@@ -77,7 +77,8 @@ class Batch:
         with torch.no_grad(), self.decoder.capture_keys([self.layer]) as captured:
             self.decoder.hidden_states(self.ids, self.mask, self.layer, self.past)
             k = captured[self.layer][bare, self.at[bare]]  # (n, d_ff)
-            return self.decoder.down_projection(self.layer)(k).float()
+            projection = self.decoder.down_projection(self.layer)  # may lie on another device
+            return projection(k.to(projection.weight.device)).float().to(self.hidden.device)
 
     def predictions(self, delta: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """What the model says with δ (n, d_model) in place.

@@ -102,7 +102,8 @@ class ZeroUnlearn(MEMIT):
                 )  # on the model as it is now
                 U, energy = leading(values, len(facts), self.rank)
                 report({"layer": layer, "rank": U.shape[1], "energy": energy})
-                return self.lam, self.update(weight.detach().double(), system, U.to(weight.device))
+                W = weight.detach().to(system.G)  # which may lie on another device
+                return self.lam, self.update(W, system, U.to(system.G))
 
             for update in edit_layers(self, problem, find):
                 report({"layer": update.layer, "lambda": update.lam, "relative_norm": update.relative_norm})
