@@ -179,11 +179,11 @@ def train_settings(config: DictConfig) -> LabSettings:
 def schema(cls: type) -> type:
     """The dataclass ``cls`` with a field ``_target_``, from which Hydra knows what to instantiate.
 
-    A method's schema has its knob besides, which is no setting of the method.
+    The schema of a method with settings has its knob besides, which is no setting of the method.
     """
     target = f"{cls.__module__}.{cls.__qualname__}"
     added: list[Any] = [("_target_", str, field(default=target))]
-    if callable(getattr(cls, "wash", None)):
+    if callable(getattr(cls, "wash", None)) and fields(cls):
         added.append((KNOB, Knob | None, field(default=None, metadata=SAME_RESULTS)))
     return make_dataclass(f"{cls.__name__}Config", added, bases=(cls,))
 

@@ -36,7 +36,7 @@ def turned(config: DictConfig) -> DictConfig:
     """
     if config.get("point") is None:  # a recorded configuration of an earlier version has none
         return config
-    knob = config.method.knob
+    knob = config.method.get("knob")
     if knob is None:
         raise LawError(
             f"point is {config.point}, but the method has no knob; expected method.knob with the name of a setting "
@@ -62,7 +62,7 @@ def turned(config: DictConfig) -> DictConfig:
 
 def knob_of(config: DictConfig) -> dict[str, Any] | None:
     """The dotted name of the knob and its value; ``None`` if the method has none, or it has no number."""
-    knob = config.method.knob
+    knob = config.method.get("knob")
     if knob is None:
         return None
     setting = f"method.{knob.setting}"
