@@ -55,6 +55,7 @@ from law.methods.protocol import Method
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.simnpo import SimNPO
+from law.methods.sparing import Sparing
 from law.methods.ultraedit import UltraEdit
 from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
@@ -68,7 +69,8 @@ from law.tuning.retain import Retain, RetainSet
 
 MODEL, FACTS, TEXT, FOLDER = map(Path, sys.argv[1:])
 CARRIED = Path(lab.__file__).parent / "checkpoint"
-WASH = CounterFact(str(FACTS), wash=4).load().wash
+SPLIT = CounterFact(str(FACTS), wash=4, keep=0).load()
+WASH, OTHERS = SPLIT.wash, SPLIT.unscored
 RETAIN = Retain(str(TEXT), documents=20, batch_size=4)
 MOMENTS, TARGETS = MomentSettings(str(TEXT), documents=20), TargetSettings(steps=4, clamp=4.0)
 START = MEMIT([0, 1], 1.0, MOMENTS, TARGETS, ["He said. {}"], batch_size=8)
@@ -78,6 +80,7 @@ METHODS: dict[str, Method] = {
     "none": Unwashed(),
     "law": LAW(START, learning_rate=1e-4, boundary_learning_rate=1e-5, iterations=10, search=True),
     "memit": replace(START, contexts=None, sphere=Sphere(0.5)),
+    "sparing": Sparing(**vars(START), mu=1.0),
     "alphaedit": AlphaEdit(**vars(START), facts_at_once=2, null_space=NullSpace(threshold=1.0)),
     "encore": ENCORE(
         **(vars(START) | {"targets": EarlyTargets(steps=4, clamp=4.0, likeliest=1)}), facts_at_once=2
@@ -141,7 +144,7 @@ def washed(method: Method, loaded: Load = load) -> dict[str, float]:
         model, tokenizer = get()
         before, devices = snapshot(model), [p.device for p in model.parameters()]
         rows: list[dict[str, Any]] = []
-        method.wash(model, tokenizer, WASH, rows.append)
+        method.wash(model, tokenizer, WASH, rows.append, OTHERS)
         json.dumps(rows)
         assert [p.device for p in model.parameters()] == devices
         found.append(snapshot(model))

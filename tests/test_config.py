@@ -37,7 +37,7 @@ from law.tuning.retain import Hold
 CONF = Path(__file__).parents[1] / "conf"
 TUNED = "FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RetainTuning RMU".split()
 TARGETS = ("TargetSettings", "EarlyTargets")
-EDITORS = ("MEMIT", "BatchedEditor", "AlphaEdit", "ENCORE", "ZeroUnlearn")
+EDITORS = ("MEMIT", "Sparing", "BatchedEditor", "AlphaEdit", "ENCORE", "ZeroUnlearn")
 SOURCES = ("CounterFact", "ZsRE", "WikiLatest", "Custom")
 GROUPS = ("model", "dataset", "method", "evaluation", "attack", "tracker")
 OPTIONS = [(g, path.stem) for g in GROUPS for path in sorted((CONF / g).glob("*.yaml"))]
@@ -130,7 +130,7 @@ def test_methods_published_search_window_is_one_override_away() -> None:
         ("evaluation.recall=WHOLE_WORD", "[substring, whole_word]. Did you mean 'whole_word'?"),
         (
             "method=lwa",
-            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, encore, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, ultraedit, undial, woh, zerounlearn.",
+            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, encore, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, sparing, ultraedit, undial, woh, zerounlearn.",
         ),
         ("modle=lab", "Did you mean 'model'?"),
     ],
@@ -189,6 +189,7 @@ ZERO_IS_MEANT = {
     *(f"{targets}.{weight}" for targets in TARGETS for weight in ("kl_factor", "weight_decay")),
     *(f"{targets}.stop_below" for targets in TARGETS),  # no fact stops early
     *("ENCORE.mu", "ZeroUnlearn.ridge"),  # no ridge
+    "Sparing.mu",  # MEMIT
     "ZeroUnlearn.share",  # nothing is left in the directions that are taken out
     "Sphere.strength",  # the whole update
     "MomentSettings.save_every",  # after every chunk

@@ -23,7 +23,7 @@ from law.editing.least_squares import System, add_update, norm
 from law.editing.second_moments import MomentSettings
 from law.editing.target_values import TargetSettings
 from law.methods.law import LAW, SearchWindow, ascend
-from law.methods.memit import MEMIT, prepare
+from law.methods.memit import MEMIT
 from law.methods.none import Unwashed
 
 
@@ -207,7 +207,7 @@ def test_memit_puts_the_residual_where_it_should_be(knowing: Loaded, trained_lab
     model, tokenizer, facts = knowing
     decoder = Decoder(model)
     settings = memit(trained_lab, layers=[1], lam=1e-7)
-    problem = prepare(settings, model, tokenizer, facts, lambda _: None)
+    problem = settings.prepare(model, tokenizer, facts, lambda _: None)
     K = subject_keys(decoder, tokenizer, facts, problem.contexts, [1], 8)[1].double()
     r = (problem.targets.of(range(len(facts))) - subject_outputs(decoder, tokenizer, facts, 1, 8)).double()
     before = decoder.weight(1).detach().clone()

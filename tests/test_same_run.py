@@ -107,9 +107,9 @@ def test_the_run_changes_with_what_can_change_a_number(method: str, changes: dic
         assert (reduced(other) == plain) is (changes is SAME_NUMBERS), key
 
 
-EDITORS = ("MEMIT", "AlphaEdit", "ENCORE", "ZeroUnlearn")
+EDITORS = ("MEMIT", "Sparing", "AlphaEdit", "ENCORE", "ZeroUnlearn")
 METHODS = (
-    *"Unwashed FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RMU LAW".split(),
+    *"FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RMU LAW".split(),
     *EDITORS,
     "UltraEdit",
 )

@@ -24,6 +24,7 @@ METHODS = (
     "none",
     "law",
     "memit",
+    "sparing",
     "alphaedit",
     "encore",
     "ultraedit",

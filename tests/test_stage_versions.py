@@ -20,7 +20,7 @@ from law.base.cache import Cache
 from law.base.code import code_hash
 from law.decoders import greedy_decoding
 from law.decoders.structure import Decoder
-from law.editing import second_moments, target_values
+from law.editing import other_moments, second_moments, target_values
 from law.evaluation import fluency, likelihood, reasoning
 from law.evaluation.fluency import FluencySettings
 from law.evaluation.reasoning_tasks import ReasoningSettings
@@ -37,6 +37,9 @@ STAGES = {
         "decoders/parts",
         "facts/general_text",
         "facts/record_files",
+    ),
+    "editing/other_moments": (
+        *("editing/keys", "decoders/structure", "decoders/parts", "decoders/prompts", "facts/fact"),
     ),
     "editing/target_values": (
         *("editing/target_rows", "editing/keys"),
@@ -101,8 +104,12 @@ def stages(
 
     moments = second_moments.MomentSettings(str(text))
     targets = target_values.TargetSettings(steps=1)
+    asked = other_moments.other_prompts(tokenizer, [], FACTS, 1)
     return {
         "moments": lambda: second_moments.second_moments(decoder, tokenizer, [0], moments, Cache(folder)),
+        "other_moments": lambda: other_moments.other_moments(
+            decoder, tokenizer, asked, [0], 0.5, 8, Cache(folder)
+        ),
         "targets": lambda: target_values.target_values(
             decoder, tokenizer, FACTS, [], 0, targets, Cache(folder)
         ),
@@ -114,12 +121,25 @@ def stages(
     ("module", "names"),
     [
         (second_moments, {"moments"}),
+        (other_moments, {"other_moments"}),
         (target_values, {"targets"}),
         (greedy_decoding, {"answers"}),
         (likelihood, {"log_probs", "perplexity"}),
         (fluency, {"texts", "perplexity"}),
         (reasoning, {"reasoning"}),
-        (None, {"moments", "targets", "answers", "log_probs", "texts", "perplexity", "reasoning"}),
+        (
+            None,
+            {
+                "moments",
+                "other_moments",
+                "targets",
+                "answers",
+                "log_probs",
+                "texts",
+                "perplexity",
+                "reasoning",
+            },
+        ),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -143,7 +163,7 @@ def test_another_version_is_another_key(
         return {path.name for path in cache.iterdir() if path.name != "file_hashes.json"}
 
     first = run(text)
-    assert len(first) == 8  # answers are kept twice: those that may begin by refusing, and those that may not
+    assert len(first) == 9  # answers are kept twice: those that may begin by refusing, and those that may not
     assert run(moved) == first
     if module is None:
         monkeypatch.setattr(caches, "version", lambda _: "9.9")

@@ -53,7 +53,7 @@ def subject_keys(
         for template in place(fact.template, contexts, fact.lead)
     ]
     keys: dict[int, Tensor] = {}
-    for batch, rows, at in _batches(decoder, prompts, batch_size):
+    for batch, rows, at in prompt_batches(decoder, prompts, batch_size):
         with decoder.capture_keys(layers) as captured:
             decoder.hidden_states(rows, None, layers[-1])
         for layer in layers:
@@ -84,7 +84,7 @@ def subject_outputs(
     """h_L (d_model, n): the output of block ``layer`` at the subject's last token of the bare prompt."""
     prompts = [subject_prompt(tokenizer, fact.template, fact.subject) for fact in facts]
     outputs = torch.empty(len(prompts), decoder.d_model, dtype=decoder.model.dtype, device=decoder.device)
-    for batch, rows, at in _batches(decoder, prompts, batch_size):
+    for batch, rows, at in prompt_batches(decoder, prompts, batch_size):
         outputs[batch] = decoder.hidden_states(rows, None, layer)[torch.arange(len(batch)), at]
     return outputs.T
 
@@ -129,8 +129,8 @@ def key_sums(
     return KeySums(gram, right, size.item())
 
 
-def _batches(
-    decoder: Decoder, prompts: list[SubjectPrompt], batch_size: int
+def prompt_batches(
+    decoder: Decoder, prompts: Sequence[SubjectPrompt], batch_size: int
 ) -> Iterator[tuple[list[int], Tensor, Tensor]]:
     """(indices, token ids (b, t), positions (b)) of batches without padding."""
     for batch in equal_length_batches([len(p.ids) for p in prompts], batch_size):

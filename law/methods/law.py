@@ -41,7 +41,7 @@ from law.decoders.structure import Decoder
 from law.editing.keys import key_sums
 from law.editing.least_squares import System, add_update, check_finite, norm
 from law.facts.fact import Fact
-from law.methods.memit import MEMIT, Problem, edit_layers, prepare
+from law.methods.memit import MEMIT, Problem, edit_layers
 
 log = logging.getLogger(__name__)
 
@@ -145,7 +145,7 @@ class LAW(Checked):
         decoder.check_layers(self.initial.layers)  # prepare checks the rest
         weights = [decoder.weight(layer) for layer in self.initial.layers]
         with undone_on_failure(model, weights), self.initial.sphere.projecting(weights):
-            problem = prepare(self.initial, model, tokenizer, facts, report)
+            problem = self.initial.prepare(model, tokenizer, facts, report, others)
             self._wash_layers(problem, self._initialise(problem, report), report)
 
     def _wash_layers(self, problem: Problem, starts: dict[int, Tensor], report: Report) -> None:

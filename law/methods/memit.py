@@ -95,11 +95,28 @@ class MEMIT(Checked):
         decoder = Decoder(model)
         weights = [decoder.weight(layer) for layer in self.layers]
         with undone_on_failure(model, weights), self.sphere.projecting(weights):
-            problem = prepare(self, model, tokenizer, facts, report)
+            problem = self.prepare(model, tokenizer, facts, report, others)
             for update in edit_layers(
                 self, problem, lambda _, system, __: (self.lam, system.solve(self.lam))
             ):
                 report({"layer": update.layer, "lambda": update.lam, "relative_norm": update.relative_norm})
+
+    def prepare(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        facts: Sequence[Fact],
+        report: Report,
+        others: Sequence[Fact] = (),
+    ) -> Problem:
+        """Compute, on the unedited model, all that does not depend on an update."""
+        decoder, contexts, cache = Decoder(model), self.contexts, self.open_cache()
+        if contexts is None:
+            contexts = generate_contexts(model, tokenizer, self.context_seed)
+        report({"contexts": contexts})
+        moments = second_moments(decoder, tokenizer, self.layers, self.moments, cache)
+        targets = aim(self, decoder, tokenizer, facts, contexts, cache, report)
+        return Problem(decoder, tokenizer, facts, contexts, moments, targets)
 
 
 Solve = Callable[[int, System], Tensor]
@@ -136,7 +153,7 @@ class BatchedEditor(MEMIT, ABC):
         decoder, size = Decoder(model), self.facts_at_once or len(facts)
         weights = [decoder.weight(layer) for layer in self.layers]
         with undone_on_failure(model, weights):
-            problem = prepare(self, model, tokenizer, facts[:size], report)
+            problem = self.prepare(model, tokenizer, facts[:size], report, others)
             solve = self.solver(problem.moments)
             earlier: dict[int, Tensor] = {}  # K Kᵀ + K_p K_pᵀ, in the CPU's memory: one (d_ff, d_ff) a layer
 
@@ -169,25 +186,6 @@ class Problem:
     contexts: list[str]
     moments: dict[int, Tensor]  # C of each layer, (d_ff, d_ff)
     targets: Targets
-
-
-def prepare(
-    settings: MEMIT,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    facts: Sequence[Fact],
-    report: Report,
-) -> Problem:
-    """Compute, on the unedited model, all that does not depend on an update."""
-    decoder = Decoder(model)
-    contexts = settings.contexts
-    if contexts is None:
-        contexts = generate_contexts(model, tokenizer, settings.context_seed)
-    report({"contexts": contexts})
-    cache = settings.open_cache()
-    moments = second_moments(decoder, tokenizer, settings.layers, settings.moments, cache)
-    targets = aim(settings, decoder, tokenizer, facts, contexts, cache, report)
-    return Problem(decoder, tokenizer, facts, contexts, moments, targets)
 
 
 def aim(

@@ -39,7 +39,7 @@ from law.editing.least_squares import System
 from law.editing.target_rows import Batch
 from law.editing.target_values import Targets, TargetSettings, target_values
 from law.facts.fact import Fact
-from law.methods.memit import MEMIT, edit_layers, prepare
+from law.methods.memit import MEMIT, edit_layers
 
 
 @dataclass
@@ -94,7 +94,7 @@ class ZeroUnlearn(MEMIT):
         weights = [decoder.weight(layer) for layer in self.layers]
         answers = ObjectTargets(**vars(self.targets))
         with undone_on_failure(model, weights), self.sphere.projecting(weights):
-            problem = prepare(self, model, tokenizer, facts, report)
+            problem = self.prepare(model, tokenizer, facts, report, others)
 
             def find(layer: int, system: System, weight: Tensor) -> tuple[float, Tensor]:
                 values = target_values(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-METHODS = "none law memit emmet alphaedit encore ultraedit zerounlearn finetune gradient_ascent seul woh grad_diff npo simnpo undial jensun dpo rmu".split()
+METHODS = "none law memit sparing emmet alphaedit encore ultraedit zerounlearn finetune gradient_ascent seul woh grad_diff npo simnpo undial jensun dpo rmu".split()
 """The order of the methods in tables and legends. Any others follow by name."""
 
 ORIGIN = {"setup_hash": "configuration", "inputs_hash": "input files", "code_hash": "code"}

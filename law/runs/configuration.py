@@ -53,6 +53,7 @@ from law.methods.npo import NPO
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.simnpo import SimNPO
+from law.methods.sparing import Sparing
 from law.methods.ultraedit import UltraEdit
 from law.methods.undial import UNDIAL
 from law.methods.woh import WOH
@@ -212,6 +213,7 @@ def _register() -> None:
             RMU,
             MEMIT,
             LAW,
+            Sparing,
             AlphaEdit,
             ENCORE,
             UltraEdit,

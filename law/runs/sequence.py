@@ -165,6 +165,13 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
         }
         manifest |= inputs_entries(inputs_of(parts, job.evaluation.cache))
         manifest["facts_hash"] = facts_hash([*split.wash, *split.keep])
+        manifest["learned_from"] = sources = learned_from(job.method)
+        if OTHER_FACTS in sources and not split.unscored:
+            raise LawError(
+                f"method ({type(job.method).__name__}) learns from other facts, which are neither washed nor scored, but the draw "
+                "leaves none whose subject no scored prompt names. Lower dataset.wash or dataset.keep, or choose a "
+                "method that does not learn from them."
+            )
         split, reader = put(split, tokenizer, job.prompting)
 
     with timed("score_before"):
@@ -176,7 +183,6 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
         washed, kept = _known(split.wash, answers, rule), _known(split.keep, answers, rule)
         kinds = kinds_of([*washed, *kept], [*split.wash, *split.keep, *split.others], examined.answers, rule)
         counts = count_kinds(washed, kinds)
-        manifest["learned_from"] = sources = learned_from(job.method)
         others = split.unscored if OTHER_FACTS in sources else []
         pool = [*split.wash, *split.keep, *split.others]
         split = FactSplit(
