@@ -94,6 +94,8 @@ def test_one_rule_of_recall_for_scores_elimination_and_locating(rule: Recall) ->
     config = compose("config", overrides=["method=law", *override])
     assert build(config.evaluation).recall is build(config.method).recall is rule
     assert build(compose("locate", overrides=override[:1]).locate).recall is rule
+    for editor in ("alphaedit", "encore", "sparing"):  # which ask again before another round
+        assert build(compose("config", overrides=[f"method={editor}", override[0]]).method).recall is rule
 
 
 def test_prompting_is_set_for_a_run_and_for_locating() -> None:

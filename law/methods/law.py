@@ -41,7 +41,7 @@ from law.decoders.structure import Decoder
 from law.editing.keys import key_sums
 from law.editing.least_squares import System, add_update, check_finite, norm
 from law.facts.fact import Fact
-from law.methods.memit import MEMIT, Problem, edit_layers
+from law.methods.memit import MEMIT, BatchedEditor, Problem, edit_layers
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +129,9 @@ class LAW(Checked):
     recall: Recall = Recall.substring
 
     def check(self, model: PreTrainedModel) -> None:
-        """Refuse what MEMIT would refuse, since LAW starts from it."""
+        """Refuse what MEMIT would refuse, since LAW starts from it, and an editor of several updates."""
+        if isinstance(self.initial, BatchedEditor):
+            raise LawError(f"method.initial is {type(self.initial).__name__}; expected MEMIT, of one update.")
         self.initial.check(model)
 
     def wash(
@@ -141,8 +143,8 @@ class LAW(Checked):
         others: Sequence[Fact] = (),
     ) -> None:
         """Add Δ to the down-projection of the layers in R, until no fact is recalled."""
+        self.check(model)
         decoder = Decoder(model)
-        decoder.check_layers(self.initial.layers)  # prepare checks the rest
         weights = [decoder.weight(layer) for layer in self.initial.layers]
         with undone_on_failure(model, weights), self.initial.sphere.projecting(weights):
             problem = self.initial.prepare(model, tokenizer, facts, report, others)

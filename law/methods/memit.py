@@ -28,6 +28,7 @@ from law.base.cache import Cache
 from law.base.checks import Checked, Count, Layers, Positive, Seed
 from law.base.report import Report
 from law.base.settings import SAME_RESULTS
+from law.decoders.greedy_decoding import Recall, recalled_facts
 from law.decoders.restoring import undone_on_failure
 from law.decoders.structure import Decoder
 from law.editing.contexts import generate_contexts
@@ -125,20 +126,36 @@ Solve = Callable[[int, System], Tensor]
 
 @dataclass(kw_only=True)
 class BatchedEditor(MEMIT, ABC):
-    """What AlphaEdit and ENCORE share: MEMIT's stages with another system, for one batch of facts after the other.
+    """What AlphaEdit, ENCORE and sparing wash share: MEMIT's stages with another system, for one batch of facts after the other.
 
     Each batch is edited on the model that the batches before it have left, and its z* are optimised there. The keys of
     those batches stay in the system as K_p K_pᵀ with the residual zero, so that a batch undoes little of theirs.
 
     Args:
         facts_at_once: facts in a batch; ``null`` edits all facts at once.
+        rounds: how often the batches are gone through, from the second time on with the facts that are still recalled.
+        recall: when an answer recalls an object; the command line takes ``evaluation.recall``.
     """
 
     facts_at_once: Count | None = 100
+    rounds: Count = 1
+    recall: Recall = Recall.substring
 
     @abstractmethod
     def solver(self, moments: dict[int, Tensor]) -> Solve:
         """How a layer's system, whose G is K Kᵀ + K_p K_pᵀ, is solved; ``moments`` are C of each layer."""
+
+    def batches(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]
+    ) -> Iterator[Sequence[Fact]]:
+        """The batches of all rounds; who is still recalled is asked of the model as it then is."""
+        left = facts
+        for number in range(self.rounds):
+            if number:
+                left = recalled_facts(model, tokenizer, facts, self.batch_size, self.recall)
+                log.info("%d of %d facts are still recalled after %d rounds", len(left), len(facts), number)
+            size = self.facts_at_once or max(1, len(left))
+            yield from (left[first : first + size] for first in range(0, len(left), size))
 
     def wash(
         self,
@@ -150,11 +167,9 @@ class BatchedEditor(MEMIT, ABC):
     ) -> None:
         """Add Δ to the down-projection of every layer in R, once for each batch of facts."""
         self.check(model)
-        decoder, size = Decoder(model), self.facts_at_once or len(facts)
+        decoder = Decoder(model)
         weights = [decoder.weight(layer) for layer in self.layers]
         with undone_on_failure(model, weights):
-            problem = self.prepare(model, tokenizer, facts[:size], report, others)
-            solve = self.solver(problem.moments)
             earlier: dict[int, Tensor] = {}  # K Kᵀ + K_p K_pᵀ, in the CPU's memory: one (d_ff, d_ff) a layer
 
             def find(layer: int, system: System, _: Tensor) -> tuple[float, Tensor]:
@@ -163,17 +178,18 @@ class BatchedEditor(MEMIT, ABC):
                 earlier[layer] = system.G.cpu()
                 return self.lam, solve(layer, system)
 
-            for first in range(0, len(facts), size):
-                if first:
-                    batch = facts[first : first + size]
-                    targets = aim(
-                        self, decoder, tokenizer, batch, problem.contexts, self.open_cache(), report
-                    )
+            for number, batch in enumerate(self.batches(model, tokenizer, facts)):
+                if number == 0:
+                    problem = self.prepare(model, tokenizer, batch, report, others)
+                    solve = self.solver(problem.moments)
+                else:
+                    cache = self.open_cache()
+                    targets = aim(self, decoder, tokenizer, batch, problem.contexts, cache, report)
                     problem = replace(problem, facts=batch, targets=targets)
                 with self.sphere.projecting(weights):
                     for update in edit_layers(self, problem, find):
                         found = {"layer": update.layer, "relative_norm": update.relative_norm}
-                        report({"batch": first // size, **found})
+                        report({"batch": number, "facts": len(batch), **found})
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ least squares, with the residual zero:
 (:mod:`law.editing.other_moments`). With μ = 0 this is MEMIT. An update along K's and C_o's common mean now costs μ times its effect on the
 others, so it places the residuals along what tells the washed subjects from them.
 
-LAW takes these settings as its ``initial``, too. Its ascent is then limited by the effect on C + (μ/λ) C_o.
+One update strong enough for every fact costs the others much. So the wash is weak and goes on in *rounds*: facts that are still recalled get new z*
+on the edited model, and another update, in whose system the keys of the earlier ones stay with the residual zero.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.base.checks import Count, NonNegative, Share
@@ -33,12 +35,12 @@ from law.base.report import Report
 from law.base.settings import OTHER_FACTS
 from law.editing.other_moments import other_moments, other_prompts
 from law.facts.fact import Fact
-from law.methods.memit import MEMIT, Problem
+from law.methods.memit import BatchedEditor, Problem, Solve
 
 
 @dataclass(kw_only=True)
-class Sparing(MEMIT):
-    """Edit every layer once, towards z*, and hold the outputs at other subjects.
+class Sparing(BatchedEditor):
+    """Edit every layer towards z*, and hold the outputs at other subjects.
 
     Args:
         mu: μ, the weight of other subjects against the facts.
@@ -46,9 +48,15 @@ class Sparing(MEMIT):
         subject_share: the share of the subjects' last tokens in C_o; the rest is of all tokens of the prompts.
     """
 
+    facts_at_once: Count | None = None
+    rounds: Count = 4
     mu: NonNegative
     most: Count = 10_000
     subject_share: Share = 0.5
+
+    def solver(self, moments: dict[int, Tensor]) -> Solve:
+        """Solve as MEMIT does; the keys of other subjects are in C already."""
+        return lambda _, system: system.solve(self.lam)
 
     def learns_from(self) -> Collection[str]:
         """Other facts, besides the general text of the second moments."""
