@@ -95,16 +95,16 @@ def test_few_other_facts_give_many_prompts(knowing: Loaded) -> None:
 def test_the_update_is_the_least_squares_solution_with_other_keys_held(
     seed: int, lam: float, mu: float
 ) -> None:
-    """Against lstsq on the stacked rows √λ C^½, √(μ/n) K_oᵀ and Kᵀ, with r for the last and zero for the rest."""
+    """Against lstsq on the stacked rows √λ C^½, √(λμ/n) K_oᵀ and Kᵀ, with r for the last and zero for the rest."""
     generator = torch.Generator().manual_seed(seed)
     text, K_o, K, r = (
         torch.randn(shape, generator=generator, dtype=torch.double)
         for shape in ((9, 6), (6, 7), (6, 4), (5, 4))
     )
     C, C_o = text.T @ text / 9, K_o @ K_o.T / 7
-    rows = torch.cat([(lam / 9) ** 0.5 * text, (mu / 7) ** 0.5 * K_o.T, K.T])
+    rows = torch.cat([(lam / 9) ** 0.5 * text, (lam * mu / 7) ** 0.5 * K_o.T, K.T])
     wanted = torch.cat([torch.zeros(16, 5, dtype=torch.double), r.T])
-    found = System(C + mu / lam * C_o, K @ K.T, K @ r.T, r.square().sum().item()).solve(lam)
+    found = System(C + mu * C_o, K @ K.T, K @ r.T, r.square().sum().item()).solve(lam)
     torch.testing.assert_close(found, torch.linalg.lstsq(rows, wanted).solution, rtol=1e-6, atol=1e-8)
 
 
@@ -141,7 +141,7 @@ def test_later_rounds_wash_what_the_earlier_have_left_and_move_the_rest_little(
     """Each round takes the facts that are recalled then, and leaves the outputs at the others' keys nearly as they are."""
     model, tokenizer, facts = knowing
     once = copy.deepcopy(model)
-    weak = Sparing(**{**settings_on(trained_lab), "lam": 200.0}, mu=200.0, rounds=1)
+    weak = Sparing(**{**settings_on(trained_lab), "lam": 200.0}, mu=1.0, rounds=1)
     weak.wash(once, tokenizer, facts, others=others)
     left = recalled_facts(once, tokenizer, facts, 8)
     assert left

@@ -8,13 +8,12 @@ least squares, with the residual zero:
 .. math::
     \min_\Delta\;
     \sum_i \lVert \Delta^T k_i - r_i \rVert^2
-    + \lambda\, \operatorname{tr}(\Delta^T C \Delta)
-    + \mu\, \operatorname{tr}(\Delta^T C_o \Delta)
+    + \lambda\, \operatorname{tr}\bigl(\Delta^T (C + \mu C_o)\, \Delta\bigr)
     \quad\Longrightarrow\quad
-    \Delta = (\lambda C + \mu C_o + K K^T)^{-1} K r^T
+    \Delta = \bigl(\lambda\, (C + \mu C_o) + K K^T\bigr)^{-1} K r^T
 
 :math:`C_o = E[k k^T]` is taken on the unedited model over prompts about subjects that are neither washed nor scored
-(:mod:`law.editing.other_moments`). With μ = 0 this is MEMIT. An update along K's and C_o's common mean now costs μ times its effect on the
+(:mod:`law.editing.other_moments`). With μ = 0 this is MEMIT. An update along the common mean of subjects' keys now costs λμ times its effect on the
 others, so it places the residuals along what tells the washed subjects from them.
 
 One update strong enough for every fact costs the others much. So the wash is weak and goes on in *rounds*: facts that are still recalled get new z*
@@ -43,13 +42,13 @@ class Sparing(BatchedEditor):
     """Edit every layer towards z*, and hold the outputs at other subjects.
 
     Args:
-        mu: μ, the weight of other subjects against the facts.
+        mu: μ, the weight of other subjects against general text; λ (``lam``) weighs both against the facts.
         most: prompts about other subjects that C_o is taken of. It should be well above d_ff.
         subject_share: the share of the subjects' last tokens in C_o; the rest is of all tokens of the prompts.
     """
 
     facts_at_once: Count | None = None
-    rounds: Count = 4
+    rounds: Count = 3
     mu: NonNegative
     most: Count = 10_000
     subject_share: Share = 0.5
@@ -70,7 +69,7 @@ class Sparing(BatchedEditor):
         report: Report,
         others: Sequence[Fact] = (),
     ) -> Problem:
-        """As for MEMIT, with C + (μ/λ) C_o in the place of C.
+        """As for MEMIT, with C + μ C_o in the place of C.
 
         Raises:
             LawError: there are no other facts.
@@ -87,10 +86,9 @@ class Sparing(BatchedEditor):
             problem.decoder, tokenizer, prompts, self.layers, self.subject_share, self.batch_size, cache
         )
         report({"other_prompts": len(prompts), "spared_s": cache.spared_s})
-        ratio = self.mu / self.lam
         return replace(
             problem,
             moments={
-                layer: C.double() + ratio * spared[layer].double() for layer, C in problem.moments.items()
+                layer: C.double() + self.mu * spared[layer].double() for layer, C in problem.moments.items()
             },
         )
