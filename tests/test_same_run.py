@@ -116,7 +116,7 @@ METHODS = (
 SAME = {
     *("RunConfig.name", "RunConfig.save", "RunConfig.rerun", "RunConfig.redact", "RunConfig.tracker"),
     "RunConfig.point",  # the setting that it changes counts
-    *(f"{method}.knob" for method in METHODS),
+    *(f"{method}.{key}" for method in METHODS for key in ("knob", "tune")),
     *("ModelSettings.device", "ModelSettings.device_map"),
     *("ModelSettings.converted", "ModelSettings.package", "ModelSettings.file"),
     *("CounterFact.download", "ZsRE.download"),

@@ -62,11 +62,13 @@ from law.runs.explanations import unknown_key, unknown_option
 from law.runs.identity import CHOICES, Identity, code, inputs_of, local, reduced, settings_of
 from law.runs.knob import Knob, knob_of, turned
 from law.runs.locating import LocateSettings
+from law.runs.search import Range
 from law.runs.tensorboard import TensorBoard
 from law.runs.tracker import NoTracker, Wandb
 
-KNOB = "knob"
-"""The key of a method's configuration that holds its :class:`~law.runs.knob.Knob`."""
+KNOB, TUNE = "knob", "tune"
+"""The keys of a method's configuration that hold its :class:`~law.runs.knob.Knob`, and the ranges that a search takes its settings from
+(:class:`~law.runs.search.Range`)."""
 
 
 @dataclass
@@ -180,12 +182,13 @@ def train_settings(config: DictConfig) -> LabSettings:
 def schema(cls: type) -> type:
     """The dataclass ``cls`` with a field ``_target_``, from which Hydra knows what to instantiate.
 
-    The schema of a method with settings has its knob besides, which is no setting of the method.
+    The schema of a method with settings has its knob and what is tuned besides, which are no settings of the method.
     """
     target = f"{cls.__module__}.{cls.__qualname__}"
     added: list[Any] = [("_target_", str, field(default=target))]
     if callable(getattr(cls, "wash", None)) and fields(cls):
         added.append((KNOB, Knob | None, field(default=None, metadata=SAME_RESULTS)))
+        added.append((TUNE, list[Range], field(default_factory=list, metadata=SAME_RESULTS)))
     return make_dataclass(f"{cls.__name__}Config", added, bases=(cls,))
 
 
@@ -269,9 +272,10 @@ def build(config: DictConfig) -> Any:
 
 
 def _drop_knobs(config: DictConfig) -> None:
-    """Remove the knobs of a method and of the methods inside it, which their classes do not take."""
+    """Remove the knobs and tuned ranges of a method and of the methods inside it, which their classes do not take."""
     OmegaConf.set_struct(config, False)
-    config.pop(KNOB, None)
+    for key in (KNOB, TUNE):
+        config.pop(key, None)
     for key in map(str, config):
         node = config._get_node(key)
         if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
