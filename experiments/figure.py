@@ -9,12 +9,13 @@ from rich.console import Console
 
 from law.base.console import one_paragraph
 from law.base.errors import LawError
+from law.reporting.attack_picture import plot_attacks
 from law.reporting.critical_difference import plot_critical_difference
 from law.reporting.frontier_picture import plot_frontier
 from law.reporting.loading import load_sweep
 from law.reporting.pictures import PICTURES, Picture, plot_facts_left, plot_setting
 
-DRAW = {"facts_left": plot_facts_left, "frontier": plot_frontier}
+DRAW = {"attacks": plot_attacks, "facts_left": plot_facts_left, "frontier": plot_frontier}
 RANKS = "critical_difference"
 """The picture of several sweeps."""
 

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 
 from law.base.errors import LawError
+from law.reporting.attack_picture import plot_attacks
 from law.reporting.loading import load_sweep
 from law.reporting.pictures import PICTURES, Picture, facts_left, plot_facts_left, plot_setting
 from law.reporting.tradeoff import plot_tradeoff
@@ -184,6 +186,40 @@ def test_the_tradeoff_against_kept_facts_and_against_reasoning(tmp_path: Path, d
     assert names == ["law", "memit", "unwashed model", "ideal"]
 
 
+def test_attacks_side_by_side_with_the_unwashed_model_and_what_guessing_gives(
+    tmp_path: Path, drawn: list[Figure]
+) -> None:
+    """Places 0 and 1 are the washed prompt and the attack; the marks of two methods take 0.7 of the room between them."""
+    key = "attack/refusal/recalled"
+    for method, left, recovered in (("law", 0.1, 0.6), ("memit", 0.2, 0.5)):
+        metrics = {
+            "forget/accuracy": left,
+            "forget/accuracy_before": 1.0,
+            key: recovered,
+            f"{key}_before": 0.9,
+        }
+        stderr = {"forget/accuracy_stderr": 0.03, f"{key}_stderr": 0.05, f"{key}_control": 0.02}
+        save(tmp_path, metrics | stderr, method=method)
+    plot_attacks(load_sweep(tmp_path), tmp_path / "x.png")
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["asked as\nwashed", "refusal"]
+    found = sorted(marks(axes))
+    assert found == [
+        pytest.approx(mark)
+        for mark in [(-0.175, 10, 3), (0.175, 20, 3), (1 - 0.175, 60, 5), (1 + 0.175, 50, 5)]
+    ]
+    pentagons = [each for each in axes.collections if isinstance(each, PathCollection)]
+    assert [tuple(*each.get_offsets().tolist()) for each in pentagons] == [(0, 100), (1, 90)]
+    names = [text.get_text() for text in drawn[0].legends[0].get_texts()]
+    assert names == ["law", "memit", "unwashed model", "facts that nobody knew"]
+
+
+def test_a_sweep_without_attacks_has_no_picture_of_them(tmp_path: Path) -> None:
+    save(tmp_path, {"forget/accuracy": 0.5})
+    with pytest.raises(LawError, match=r"was attacked; expected some with attack=quick"):
+        plot_attacks(load_sweep(tmp_path), tmp_path / "x.png")
+
+
 def marks(axes: Axes) -> list[tuple[float, ...]]:
     """Of each mark: x, y and half the length of both bars."""
     found = []
@@ -257,7 +293,7 @@ def test_the_papers_sweep_runs_on_the_lab() -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         config = compose("config", overrides=["experiment=paper"], return_hydra_config=True)
         methods = config.hydra.sweeper.params.method.split(",")
-        assert len(methods) == 14
+        assert len(methods) == 15
         for method in methods:
             overrides = ["experiment=paper", "model=lab", "dataset=lab", f"method={method}"]
             chosen = compose("config", overrides=overrides)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from law.evaluation.metrics import pattern
 from law.reporting.comparability import Panel
@@ -40,9 +40,9 @@ WORST = (
 Scores = Mapping[str, Score]
 
 
-def columns_of(scores: Mapping[Setup, Scores]) -> dict[str, tuple[str, str]]:
-    """The keys of :data:`COLUMNS` that some setup has, each with its title and what it is."""
-    reported = {key for mine in scores.values() for key in mine}
+def columns_of(metrics: Iterable[Mapping[str, object]]) -> dict[str, tuple[str, str]]:
+    """The keys of :data:`COLUMNS` among those of some runs' or setups' metrics, each with its title and what it is."""
+    reported = {key for mine in metrics for key in mine}
     found: dict[str, tuple[str, str]] = {}
     for key, told in COLUMNS.items():
         numbered = [(one, match) for one in reported if (match := re.fullmatch(pattern(key), one))]
@@ -74,7 +74,7 @@ def worst_attack(scores: Scores, columns: Mapping[str, tuple[str, str]]) -> tupl
 
 def worst_cells(panel: Panel, scores: Mapping[Setup, Scores]) -> dict[Setup, Cell]:
     """The worst attack on each washed model, as a cell; empty if none was attacked. Bold: the least is recovered."""
-    columns = columns_of(scores)
+    columns = columns_of(scores.values())
     washed = [setup for setup in panel.setups if setup.method != "none"]
     found = {setup: worst for setup in washed if (worst := worst_attack(scores[setup], columns))}
     shown = {setup: round(100 * share) for setup, (_, share) in found.items()}
@@ -87,7 +87,7 @@ def worst_cells(panel: Panel, scores: Mapping[Setup, Scores]) -> dict[Setup, Cel
 
 def attack_table(panel: Panel, scores: Mapping[Setup, Scores]) -> Table | None:
     """A row for each setup that was attacked, and a column for each attack; ``None`` if none was."""
-    columns = columns_of(scores)
+    columns = columns_of(scores.values())
     if not columns:
         return None
     worst = worst_cells(panel, scores)
