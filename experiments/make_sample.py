@@ -20,6 +20,10 @@ SAMPLE = Path(law.__file__).parent / "sample"
 FACTS = 400
 ITEMS = 200
 TASKS = ("lambada_openai", "hellaswag", "arc_easy")
+VALIDATION_ITEMS = 100
+VALIDATION_TASKS = ("lambada_openai", "arc_easy")
+FIRST_REPORTED = 500
+"""The rows of a task that ``evaluation=real`` scores. Settings are chosen on later ones that are not in the sample either."""
 PARAGRAPHS = 724
 """For second moments and retain losses; the others, of other articles, are held out."""
 SHORTEST = 200
@@ -45,7 +49,13 @@ def main() -> None:
 
     for task in TASKS:
         rows = (given.rows / f"{task}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-        write_text(SAMPLE / f"{task}.jsonl", drawn.sample(rows, ITEMS))
+        sampled = drawn.sample(rows, ITEMS)
+        write_text(SAMPLE / f"{task}.jsonl", sampled)
+        if task in VALIDATION_TASKS:
+            reported = {*rows[:FIRST_REPORTED], *sampled}
+            others = [row for row in rows if row not in reported]
+            chosen = random.Random(f"validation {SEED}").sample(others, VALIDATION_ITEMS)
+            write_text(SAMPLE / "validation" / f"{task}.jsonl", chosen)
 
     lines = given.text.read_text(encoding="utf-8").splitlines()
     paragraphs = [" ".join(line.split()) + "\n" for line in lines if len(line.strip()) > SHORTEST]

@@ -22,10 +22,11 @@ from law.decoders.greedy_decoding import Recall
 from law.decoders.prompting import Prompting
 from law.decoders.saving import Save
 from law.editing.target_values import TargetSettings
-from law.evaluation.reasoning_tasks import RowSource
+from law.evaluation.reasoning_tasks import RowSource, load_tasks
 from law.facts.counterfact import Selection
 from law.facts.source import Known, Part, part_of
 from law.lab.make import LabSettings
+from law.lab.reasoning import TASKS
 from law.methods.alphaedit import Smallness
 from law.methods.law import Iterate, SearchWindow, Start
 from law.runs.configuration import build, check_config, train_settings
@@ -77,15 +78,36 @@ def test_every_experiment_composes(name: str) -> None:
     )  # whose settings come from the command line
 
 
+def chooses(name: str) -> bool:
+    return name.startswith("tune_") or name.endswith("_validation") or name == "gradient_ascent_grid"
+
+
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_settings_are_chosen_on_other_facts_than_those_of_the_results(name: str) -> None:
     config = compose("config", overrides=[f"experiment={name}"])
-    chooses = name.startswith("tune_") or name.endswith("_validation") or name == "gradient_ascent_grid"
     if name == "real_demo":
         facts = build(config.dataset).load()
         assert {part_of(fact) for fact in (*facts.wash, *facts.keep)} == {Part.test}
     else:
-        assert config.dataset.part is (Part.validation if chooses else Part.test)
+        assert config.dataset.part is (Part.validation if chooses(name) else Part.test)
+
+
+@pytest.mark.parametrize("name", [name for name in EXPERIMENTS if chooses(name)])
+def test_settings_are_chosen_on_other_reasoning_items_than_those_of_the_results(name: str) -> None:
+    """The lab's other items are tested in tests/test_lab.py; those of the real model are in no file of the sample."""
+    reasoning = build(compose("config", overrides=[f"experiment={name}"]).evaluation).reasoning
+    if reasoning.tasks == ["lab_validation"]:
+        assert load_tasks(reasoning).keys() == {f"{task}_validation" for task in TASKS}
+        return
+    folder = Path(reasoning.data)
+    assert reasoning.source is RowSource.local and folder.name == "validation"
+    for task in reasoning.tasks:
+        items, reported = (
+            (place / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+            for place in (folder, folder.parent)
+        )
+        assert len({*items}) == 100 and len({*reported}) == 200
+        assert {*items}.isdisjoint(reported)
 
 
 @pytest.mark.parametrize("rule", Recall)

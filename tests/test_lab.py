@@ -158,14 +158,15 @@ def test_the_solver() -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 def test_held_out_answers_are_right(name: str) -> None:
-    items = held_out(name, 300, seed=9)
+    puzzles = held_out(name, 300, seed=9)
+    items = [puzzle.item for puzzle in puzzles]
     contexts = [context_of(item.prompt) for item in items]
     assert len({*contexts}) == len(items) == 300
     for item, context in zip(items, contexts, strict=True):
         answer, choices = solve(context, item.prompt.removeprefix(f"{context} "))
         assert item.answer == answer
         assert {*item.choices} == choices and len(item.choices) == len(choices)
-    assert held_out(name, 300, seed=9) == items != held_out(name, 300, seed=8)
+    assert held_out(name, 300, seed=9) == puzzles != held_out(name, 300, seed=8)
     # No answer can be guessed from its place among the choices.
     places = Counter(item.choices.index(item.answer) for item in items)
     assert max(places.values()) / 300 < 0.6
@@ -198,8 +199,7 @@ def test_training_text_tells_no_held_out_context() -> None:
     rng = random.Random(4)
     seen = {context_of(training_text(rng)) for _ in range(20_000)}
     for name in TASKS:
-        items = held_out(name, 500, seed=1)
-        assert seen.isdisjoint(context_of(item.prompt) for item in items)
+        assert seen.isdisjoint(puzzle.context for puzzle in held_out(name, 500, seed=1))
     # Of the 7,200 contexts of two numbers that may be told some 4,000 draws meet two in five.
     assert sum(context.startswith("Of") for context in seen) > 2500
 
@@ -209,5 +209,19 @@ def test_the_rows_in_the_package_are_held_out(name: str) -> None:
     lines = (ROWS / f"{name.removeprefix('lab_')}.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"prompt": item.prompt, "answer": item.answer, "choices": [*item.choices]}
-        for item in held_out(name, 200, seed=1)
+        for item in (puzzle.item for puzzle in held_out(name, 200, seed=1))
     ]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_settings_are_chosen_on_rows_that_say_nothing_that_is_reported(name: str) -> None:
+    """No context says the same as a reported one, not even in another order, and every answer is right."""
+    file = f"{name.removeprefix('lab_')}.jsonl"
+    reported = {puzzle.key for puzzle in held_out(name, 200, seed=1)}
+    rows = [json.loads(line) for line in (ROWS.parent / "lab_validation" / file).read_text().splitlines()]
+    assert len(rows) == len({row["prompt"] for row in rows}) == 100
+    drawn = {puzzle.item.prompt: puzzle for puzzle in held_out(name, 300, seed=2)}
+    for row in rows:
+        context = context_of(row["prompt"])
+        assert solve(context, row["prompt"].removeprefix(f"{context} ")) == (row["answer"], {*row["choices"]})
+        assert drawn[row["prompt"]].key not in reported

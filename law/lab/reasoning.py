@@ -40,6 +40,12 @@ class Puzzle:
     questions: tuple[Question, ...]
     key: str
 
+    @property
+    def item(self) -> Item:
+        """The row that scores the first question."""
+        first = self.questions[0]
+        return Item(f"{self.context} {first.ask}", first.answer, first.choices)
+
 
 @dataclass(frozen=True)
 class Item:
@@ -144,18 +150,15 @@ def echo(rng: random.Random) -> str:
     return f"List: {' '.join(words)}. Again: {' '.join(words)}."
 
 
-def held_out(name: str, count: int, seed: int) -> list[Item]:
-    """``count`` items of task ``name``, each of a context that :func:`training_text` never draws."""
+def held_out(name: str, count: int, seed: int) -> list[Puzzle]:
+    """``count`` puzzles of task ``name``, each in a context that :func:`training_text` never draws."""
     rng = random.Random(f"{name} {seed}")
-    items: dict[str, Item] = {}
-    while len(items) < count:
+    puzzles: dict[str, Puzzle] = {}
+    while len(puzzles) < count:
         puzzle = TASKS[name](rng)
         if _is_held_out(puzzle):
-            first = puzzle.questions[0]
-            items.setdefault(
-                puzzle.context, Item(f"{puzzle.context} {first.ask}", first.answer, first.choices)
-            )
-    return list(items.values())
+            puzzles.setdefault(puzzle.context, puzzle)
+    return list(puzzles.values())
 
 
 def training_text(rng: random.Random) -> str:
