@@ -15,7 +15,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	touch $(READY)
 
-demo: $(READY)  ## wash the small model in this repository with three methods, print the table, draw the picture
+demo: $(READY)  ## wash the small model in this repository with four methods, print the table, draw the picture
 	$(BIN)/python experiments/wash.py experiment=demo
 	$(BIN)/python experiments/table.py outputs/demo
 
