@@ -9,20 +9,26 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from law.base.checks import Checked, Positive
+from law.base.checks import Checked, Count, Positive, Seed
 from law.base.errors import LawError
+from law.runs.lock import sole
 
 if TYPE_CHECKING:
     import optuna
 
 log = logging.getLogger(__name__)
 
-LEFT, KEPT, REASONING = "forget/accuracy", "retain/accuracy", "reasoning/kept"
-"""What a trial is judged by: the first should be low, the others high."""
+SCORES: Mapping[str, Literal["minimize", "maximize"]] = {
+    "forget/accuracy": "minimize",
+    "retain/accuracy": "maximize",
+    "reasoning/kept": "maximize",
+}
+"""The metrics that a trial is judged by, and what is sought of each."""
 
 MOST_LEFT = 0.1
 """A trial that leaves more than this share of the washed facts is chosen only if all do."""
@@ -30,7 +36,10 @@ MOST_LEFT = 0.1
 RULE = f"of the trials with at most {MOST_LEFT:.0%} left the highest mean of kept facts and reasoning, or else the fewest left"
 
 DIGITS = 3
-"""Significant digits of a proposed value."""
+"""Significant digits of a proposed value. The preset's own has all of its digits."""
+
+SETUP = "setup"
+"""The attribute of a study that holds what it is a search for."""
 
 
 @dataclass
@@ -49,11 +58,24 @@ class Range(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.low >= self.high:
+        if not self.low <= 1 <= self.high or self.low == self.high:
             raise LawError(
-                f"tune of {self.setting} has low={self.low:g} and high={self.high:g}; expected low below high. Correct "
-                "tune in the method's file in conf/method."
+                f"tune of {self.setting} has low={self.low:g} and high={self.high:g}; expected low below high, and 1 from low to "
+                "high, since the search begins at the preset. Correct tune in the method's file in conf/method."
             )
+
+
+@dataclass
+class Budget(Checked):
+    """How much is searched, and from which random numbers.
+
+    Args:
+        trials: how many of a study, those before included.
+        seed: of the sampler.
+    """
+
+    trials: Count
+    seed: Seed
 
 
 @dataclass(frozen=True)
@@ -66,53 +88,68 @@ class Bounds:
     whole: bool  # an integer
 
 
+class Killed(LawError):
+    """The process of a trial's run was ended from outside, which says nothing of the trial's settings."""
+
+
 def bounds_of(config: DictConfig) -> dict[str, Bounds]:
     """The settings that are searched, by their dotted names in a composed configuration.
 
     Raises:
-        LawError: the method has no ranges, or one of them names no number.
+        LawError: the method has no ranges, one of them names no number above 0, a point of the knob is chosen besides, or
+            the configuration scores no reasoning.
     """
     if not config.method.get("tune"):
         raise LawError(
             "The method has nothing to search; expected ranges in tune of its file in conf/method, such as "
             "[{setting: lam, low: 0.1, high: 10}]. Write them there, or choose another method."
         )
+    if config.point is not None:
+        raise LawError(
+            f"point is {config.point}; expected null, since it would multiply the values that the search proposes. Leave point out."
+        )
+    if not config.evaluation.reasoning.tasks:
+        raise LawError(
+            "evaluation.reasoning.tasks is empty; expected tasks, since a search also seeks what is kept of reasoning. Set it, or "
+            "choose experiment=lab_validation or real_validation."
+        )
     found = {}
     for entry in config.method.tune:
         name, span = f"method.{entry.setting}", Range(**entry)
         value = OmegaConf.select(config, name)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             raise LawError(
-                f"tune names {name}, which is {value!r}; expected a number to multiply. Set {name}=... or correct tune in "
+                f"tune names {name}, which is {value!r}; expected a number above 0 to multiply. Set {name}=... or correct tune in "
                 "the method's file in conf/method."
             )
+        low, high = value * span.low, value * span.high
         whole = isinstance(value, int)
-        low, high = (
-            max(1, round(value * factor)) if whole else _rounded(value * factor)
-            for factor in (span.low, span.high)
+        found[name] = Bounds(
+            max(1, round(low)) if whole else low, round(high) if whole else high, value, whole
         )
-        found[name] = Bounds(low, high, value, whole)
     return found
 
 
 Run = Callable[[int, Mapping[str, float]], Mapping[str, float]]
-"""Makes the run of a trial, by its number and its settings, and returns its metrics."""
+"""Makes the run of a trial, by its number and its settings, and returns its metrics. It waits for another process that makes
+the run, and makes none again that has finished."""
 
 
 def search(
-    folder: Path, name: str, bounds: Mapping[str, Bounds], trials: int, seed: int, run: Run
-) -> optuna.Study:
-    """Go on with the study in ``folder`` until it has so many trials, or begin it.
+    folder: Path, setup: str, bounds: Mapping[str, Bounds], budget: Budget, run: Run
+) -> Sequence[optuna.trial.FrozenTrial]:
+    """The trials of the study in ``folder``. Those that the budget still has are made; ``setup`` says what is searched.
 
-    The first trial is the preset. Several processes may call this at once: they share the study's journal.
-    A trial that fails counts, so that a method gets no further trials for settings that break it.
+    The first one is the preset. Several processes may call this at once: they share the study's journal, and each returns when
+    all trials are over. A trial whose process was ended is made again. One that fails counts, so that a method gets no further
+    trials for settings that break it; only the preset must not fail.
 
     Raises:
-        LawError: optuna is not installed.
+        LawError: optuna is not installed, the study was begun for another setup, the preset's run failed, or that of
+            a trial was killed.
     """
     try:
         import optuna
-        from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
     except ImportError as error:
         raise LawError(
@@ -121,51 +158,93 @@ def search(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name=name,
-        storage=JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
-        sampler=optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, n_startup_trials=max(2, trials // 3)
-        ),
-        directions=["minimize", "maximize", "maximize"],
-        load_if_exists=True,
-    )
-    if not study.get_trials(deepcopy=False):
-        study.enqueue_trial({key: bound.start for key, bound in bounds.items()}, skip_if_exists=True)
+    with sole(folder):
+        study = optuna.create_study(
+            study_name="search",
+            storage=optuna.storages.JournalStorage(JournalFileBackend(str(folder / "study.journal"))),
+            directions=[*SCORES.values()],
+            load_if_exists=True,
+        )
+        if not study.user_attrs:
+            study.enqueue_trial({key: bound.start for key, bound in bounds.items()}, skip_if_exists=True)
+            study.set_user_attr(SETUP, setup)
+    if study.user_attrs[SETUP] != setup:
+        raise LawError(
+            f"{folder} holds a search for something else: {study.user_attrs[SETUP]}; expected {setup}. The settings, the preset, the "
+            "ranges in tune or the seed differ. Choose another folder by --output."
+        )
+    while (trial := _next(study, folder, bounds, budget)) is not None:
+        _make(study, trial, run)
+    return study.get_trials(deepcopy=False)[: budget.trials]
 
-    def objective(trial: optuna.Trial) -> tuple[float, float, float]:
-        proposed: dict[str, float] = {}
-        for key, bound in bounds.items():
-            if bound.whole:
-                proposed[key] = trial.suggest_int(key, int(bound.low), int(bound.high), log=True)
-            else:
-                proposed[key] = _rounded(trial.suggest_float(key, bound.low, bound.high, log=True))
-        metrics = run(trial.number, proposed)
-        trial.set_user_attr("settings", proposed)  # what is proposed has more digits
-        # without reasoning tasks nothing of it is lost
-        scores = metrics[LEFT], metrics[KEPT], metrics.get(REASONING, 1.0)
-        log.info("trial %d: %s: %s", trial.number, proposed, told(scores))
-        return scores
 
-    over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL)
-    stop = optuna.study.MaxTrialsCallback(trials, states=over)
-    if len(study.get_trials(deepcopy=False, states=over)) < trials:
-        study.optimize(objective, callbacks=[stop], catch=(LawError,))
-    return study
+def _next(
+    study: optuna.Study, folder: Path, bounds: Mapping[str, Bounds], budget: Budget
+) -> optuna.trial.FrozenTrial | None:
+    """The trial to make now: the preset until it is over, then new ones, then those that another process has begun.
+
+    What is proposed hangs on the seed, on the trial's number and on the trials before. A seed for all trials together would propose
+    the first ones again to every process, and to one that goes on after it was stopped.
+    """
+    import optuna
+    from optuna.trial import TrialState
+
+    with sole(folder):
+        begun = [trial for trial in study.get_trials(deepcopy=False) if trial.state is not TrialState.WAITING]
+        unfinished = [trial for trial in begun[: budget.trials] if trial.state is TrialState.RUNNING]
+        if len(begun) < budget.trials and not (unfinished and unfinished[0].number == 0):
+            study.sampler = optuna.samplers.TPESampler(
+                seed=int(np.random.SeedSequence((budget.seed, len(begun))).generate_state(1)[0]),
+                multivariate=True,
+                constant_liar=True,  # trials that others are making count as bad ones, so that nothing near them is proposed
+                n_startup_trials=max(2, budget.trials // 3),
+            )
+            number = study.ask(
+                {
+                    key: optuna.distributions.IntDistribution(int(bound.low), int(bound.high), log=True)
+                    if bound.whole
+                    else optuna.distributions.FloatDistribution(bound.low, bound.high, log=True)
+                    for key, bound in bounds.items()
+                }
+            ).number
+            return study.get_trials(deepcopy=False)[number]
+    return unfinished[0] if unfinished else None
+
+
+def _make(study: optuna.Study, trial: optuna.trial.FrozenTrial, run: Run) -> None:
+    """Make the run of a trial and tell the study its scores, or that it failed."""
+    import optuna
+
+    settings = settings_of(trial)
+    try:
+        metrics = run(trial.number, settings)
+        if missing := [key for key in SCORES if metrics.get(key) is None]:
+            raise LawError(
+                f"Trial {trial.number} has no {' and no '.join(missing)}, so it can't be judged; expected facts that the model knows, "
+                "and reasoning tasks on which it is better than a guess. Choose others."
+            )
+    except LawError as error:
+        if trial.number == 0 or isinstance(error, Killed):
+            raise
+        log.warning("trial %d failed and counts: %s: %s", trial.number, _assignments(settings), error)
+        study.tell(trial.number, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+    else:
+        scores = [metrics[key] for key in SCORES]
+        log.info("trial %d: %s: %s", trial.number, _assignments(settings), told(scores))
+        study.tell(trial.number, scores, skip_if_finished=True)
+
+
+def settings_of(trial: optuna.trial.FrozenTrial) -> dict[str, float]:
+    """The settings of a trial by their dotted names: what was proposed, rounded, or the preset's own."""
+    return {
+        key: value if trial.number == 0 or isinstance(value, int) else float(f"{value:.{DIGITS}g}")
+        for key, value in trial.params.items()
+    }
 
 
 def chosen(trials: Sequence[optuna.trial.FrozenTrial]) -> optuna.trial.FrozenTrial:
-    """The trial that :data:`RULE` chooses among the finished ones.
-
-    Raises:
-        LawError: none has finished.
-    """
+    """The trial that :data:`RULE` chooses among the finished ones, of which there is at least one, the preset."""
     finished = [trial for trial in trials if trial.state.name == "COMPLETE"]
-    if not finished:
-        raise LawError(
-            f"None of {len(trials)} trials has finished, so no settings can be chosen; expected at least one. The log says "
-            "why they failed."
-        )
     enough = [trial for trial in finished if trial.values[0] <= MOST_LEFT]
     if enough:
         return max(enough, key=lambda trial: (sum(trial.values[1:]), -trial.values[0]))
@@ -178,27 +257,23 @@ def told(scores: Sequence[float]) -> str:
     return f"{left} % left, {kept} % kept, {reasoning} % of reasoning kept"
 
 
-def preset(trials: Sequence[optuna.trial.FrozenTrial], command: str) -> str:
-    """A preset with the chosen settings. Its comment says what they were chosen from, how, and by which command."""
+def preset(trials: Sequence[optuna.trial.FrozenTrial], before: DictConfig, command: str) -> str:
+    """The preset ``before`` with the chosen settings. Its comment says what they were chosen from, how, and by which command."""
     best = chosen(trials)
     lines = [
-        f"# Chosen among {len(trials)} trials by {command}",
+        f"# Chosen among {len(trials)} trials by",
+        f"# {command}",
         f"# Rule: {RULE}.",
-        f"# Trial {best.number}: {told(best.values)}. All trials (left, kept, reasoning):",
+        f"# Trial {best.number}: {told(best.values)}. All trials:",
     ]
     for trial in trials:
-        outcome = told(trial.values) if trial.state.name == "COMPLETE" else trial.state.name.lower()
-        tried = trial.user_attrs.get("settings", trial.params)
-        lines.append(f"# {trial.number}: {_assignments(tried)}: {outcome}")
-    nested = OmegaConf.create()
-    for key, value in best.user_attrs["settings"].items():
-        OmegaConf.update(nested, key.removeprefix("method."), value)
-    return "\n".join(lines) + "\n" + OmegaConf.to_yaml(nested)
+        outcome = told(trial.values) if trial.state.name == "COMPLETE" else "failed"
+        lines.append(f"# {trial.number}: {_assignments(settings_of(trial))}: {outcome}")
+    after = before.copy()
+    for key, value in settings_of(best).items():
+        OmegaConf.update(after, key.removeprefix("method."), value)
+    return "\n".join(lines) + "\n" + OmegaConf.to_yaml(after)
 
 
 def _assignments(settings: Mapping[str, float]) -> str:
     return " ".join(f"{key.removeprefix('method.')}={value:g}" for key, value in settings.items())
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS}g}")
