@@ -61,6 +61,14 @@ def test_the_worst_attack_stands_in_the_main_table() -> None:
     assert "Leak@16: the object is in one of 16 samples." in table.legend
 
 
+def test_a_model_that_was_trained_anew_is_no_winner() -> None:
+    """It would be the best of every column, and is washed of nothing."""
+    runs = [run("retrained", REMOVING), run("law", HIDING), run("rmu", REMOVING)]
+    (table,) = build_report(Sweep(runs, [])).short
+    assert column(table, "worst attack ↓") == ["leak@16 11", "refusal 74", "*leak@16 11*"]
+    assert column(table, "left ↓") == ["10.0", "*10.0*", "*10.0*"]
+
+
 def test_without_attacks_nothing_is_added() -> None:
     report = build_report(Sweep([run("law", {"forget/accuracy": 0.1})], []))
     assert report.attacks == [] and "worst attack ↓" not in report.short[0].headings

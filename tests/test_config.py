@@ -154,7 +154,7 @@ def test_methods_published_search_window_is_one_override_away() -> None:
         ("evaluation.recall=WHOLE_WORD", "[substring, whole_word]. Did you mean 'whole_word'?"),
         (
             "method=lwa",
-            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, encore, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, rmu, seul, simnpo, sparing, ultraedit, undial, woh, zerounlearn.",
+            "Unknown method 'lwa'. Did you mean 'law'? Available: alphaedit, dpo, emmet, encore, finetune, grad_diff, gradient_ascent, jensun, law, memit, none, npo, retrained, rmu, seul, simnpo, sparing, ultraedit, undial, woh, zerounlearn.",
         ),
         ("modle=lab", "Did you mean 'model'?"),
     ],
@@ -220,7 +220,7 @@ ZERO_IS_MEANT = {
     "FluencySettings.prompts",  # nothing is generated
     *("ReasoningSettings.few_shot", "Prompting.examples"),  # no examples
     "RunConfig.point",  # the first one
-    "LabWorld.multi_fact_subjects",
+    *(f"{world}.multi_fact_subjects" for world in ("LabWorld", "UntaughtWorld")),
     *("TrainingSettings.weight_decay", "TrainingSettings.warmup"),
     *(f"{editor}.context_seed" for editor in EDITORS),
     *("Leak.seed", "Relearning.seed"),
@@ -238,7 +238,7 @@ ZERO_IS_MEANT = {
             "LocateSettings",
         )
     ),
-    *("TrainingSettings.seed", "LabWorld.seed"),
+    *("TrainingSettings.seed", "LabWorld.seed", "UntaughtWorld.seed"),
 }
 
 

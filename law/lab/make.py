@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from law.base.cache import content_hash
+from law.base.cache import content_hash, tokenizer_hash
 from law.base.checks import Checked, Count, Seed, whole
+from law.base.errors import LawError, first_line
 from law.base.files import write_json, write_text
 from law.decoders.greedy_decoding import greedy_answers, recalls
 from law.decoders.loading import ModelSettings, load_model
@@ -47,6 +48,8 @@ class LabSettings(Checked):
         training: how the model is trained.
         general_documents: lines of ``general.txt``, the text for second moments, and of ``general_with_practice.txt``,
             which practises the scored tasks as well.
+        tokenizer: the folder of the tokenizer that is taken, so that the weights of two models can be exchanged. ``null``: one is
+            trained.
     """
 
     output: str
@@ -55,6 +58,7 @@ class LabSettings(Checked):
     architecture: dict[str, Any]
     training: TrainingSettings
     general_documents: Count
+    tokenizer: str | None = None
 
 
 def make_lab(world: World, settings: LabSettings) -> dict[str, float]:
@@ -66,8 +70,7 @@ def make_lab(world: World, settings: LabSettings) -> dict[str, float]:
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint = folder / "training.pt"
     if not checkpoint.exists():
-        documents = world.documents(random.Random(f"tokenizer {settings.seed}"))
-        train_tokenizer(islice(documents, TOKENIZER_DOCUMENTS), settings.vocab_size).save_pretrained(folder)
+        _tokenizer(world, settings).save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = new_model(settings.architecture, tokenizer, settings.seed)
     with (folder / "losses.jsonl").open("a" if checkpoint.exists() else "w", encoding="utf-8") as losses:
@@ -98,12 +101,29 @@ def make_lab(world: World, settings: LabSettings) -> dict[str, float]:
     return measured
 
 
+def _tokenizer(world: World, settings: LabSettings) -> PreTrainedTokenizerBase:
+    """The tokenizer of the settings' folder, or one that is trained on the world's text."""
+    if settings.tokenizer is None:
+        documents = world.documents(random.Random(f"tokenizer {settings.seed}"))
+        return train_tokenizer(islice(documents, TOKENIZER_DOCUMENTS), settings.vocab_size)
+    try:
+        return AutoTokenizer.from_pretrained(settings.tokenizer, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise LawError(
+            f"tokenizer is {settings.tokenizer!r}, and no tokenizer could be loaded from there; expected a folder with "
+            f"tokenizer.json. Set tokenizer to such a folder, or to null. ({first_line(error)})"
+        ) from error
+
+
 def _identity(world: World, settings: LabSettings) -> str:
     """What a training hangs on: all settings but where it runs and what is written, facts, and some text."""
-    kept = {k: v for k, v in asdict(settings).items() if k not in ("output", "general_documents")}
+    kept = {
+        k: v for k, v in asdict(settings).items() if k not in ("output", "general_documents", "tokenizer")
+    }
     kept["training"] = {k: v for k, v in kept["training"].items() if k not in ("device", "save_every")}
     sample = [*islice(world.documents(random.Random("identity")), SAMPLE_DOCUMENTS)]
-    return content_hash([kept, world.records(), sample])
+    given = [tokenizer_hash(_tokenizer(world, settings))] if settings.tokenizer else []
+    return content_hash([kept, world.records(), sample, *given])
 
 
 def _append(file: TextIO, row: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ from law.evaluation.metrics import pattern
 from law.reporting.comparability import Panel
 from law.reporting.labels import labels
 from law.reporting.summary import Score
-from law.reporting.sweep import Setup
+from law.reporting.sweep import REFERENCES, Setup
 from law.reporting.typesetting import NOTHING, Cell, Table
 
 COLUMNS = {
@@ -78,9 +78,11 @@ def worst_cells(panel: Panel, scores: Mapping[Setup, Scores]) -> dict[Setup, Cel
     washed = [setup for setup in panel.setups if setup.method != "none"]
     found = {setup: worst for setup in washed if (worst := worst_attack(scores[setup], columns))}
     shown = {setup: round(100 * share) for setup, (_, share) in found.items()}
-    least = min(shown.values()) if len(shown) > 1 else None
+    compared = [share for setup, share in shown.items() if setup.method not in REFERENCES]
+    least = min(compared) if len(compared) > 1 else None
     cells = {
-        setup: Cell(f"{title} {shown[setup]}", shown[setup] == least) for setup, (title, _) in found.items()
+        setup: Cell(f"{title} {shown[setup]}", shown[setup] == least and setup.method not in REFERENCES)
+        for setup, (title, _) in found.items()
     }
     return dict.fromkeys(panel.setups, Cell(NOTHING)) | cells if cells else {}
 

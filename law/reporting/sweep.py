@@ -7,8 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-METHODS = "none law memit sparing emmet alphaedit encore ultraedit zerounlearn finetune gradient_ascent seul woh grad_diff npo simnpo undial jensun dpo rmu".split()
+METHODS = "none retrained law memit sparing emmet alphaedit encore ultraedit zerounlearn finetune gradient_ascent seul woh grad_diff npo simnpo undial jensun dpo rmu".split()
 """The order of the methods in tables and legends. Any others follow by name."""
+
+REFERENCES = ("none", "retrained")
+"""Methods that wash nothing: no table sets their numbers in bold."""
 
 ORIGIN = {"setup_hash": "configuration", "inputs_hash": "input files", "code_hash": "code"}
 """Entries of a manifest that the runs of one row must share, and what each is the hash of."""

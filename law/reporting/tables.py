@@ -14,7 +14,7 @@ from law.reporting.labels import labels
 from law.reporting.notes import describe_columns, explain
 from law.reporting.published_numbers import Published
 from law.reporting.summary import Score, metric_of, scores_of
-from law.reporting.sweep import Missing, Setup, Sweep
+from law.reporting.sweep import REFERENCES, Missing, Setup, Sweep
 from law.reporting.typesetting import NOTHING, Cell, Table
 
 ARROWS = {"higher": "↑", "lower": "↓"}
@@ -97,7 +97,7 @@ def _rows(
 
     ``bare`` holds the metrics to show without ±, ``last`` the cells of one more column, if there is one.
     """
-    washed = [scores[setup] for setup in panel.setups if setup.method != "none"]
+    washed = [scores[setup] for setup in panel.setups if setup.method not in REFERENCES]
     best = {metric.key: _best(metric, [mine.get(metric.key) for mine in washed]) for metric in metrics}
     lines: list[tuple[Setup, list[Cell]]] = []
     for setup, label in labels(panel.setups).items():
@@ -110,7 +110,7 @@ def _rows(
                 text = as_text(metric, score.mean, None if metric.key in bare else score.spread)
             else:
                 text = NOTHING if done else _worst(missing)
-            wins = score and setup.method != "none" and _shown(metric, score.mean) == best[metric.key]
+            wins = score and setup.method not in REFERENCES and _shown(metric, score.mean) == best[metric.key]
             cells.append(Cell(text, bool(wins)))
         lines.append((setup, [*cells, *([last[setup]] if last else [])]))
     for method in dict.fromkeys(one.method for one in quoted):

@@ -38,6 +38,7 @@ from law.facts.wiki_latest import WikiLatest
 from law.facts.zsre import ZsRE
 from law.lab.counterfact import CounterFactWorld
 from law.lab.make import LabSettings
+from law.lab.untaught import UntaughtWorld
 from law.lab.world import LabWorld
 from law.methods.alphaedit import AlphaEdit
 from law.methods.dpo import DPO
@@ -50,6 +51,7 @@ from law.methods.law import LAW
 from law.methods.memit import MEMIT
 from law.methods.none import Unwashed
 from law.methods.npo import NPO
+from law.methods.retrained import Retrained
 from law.methods.rmu import RMU
 from law.methods.seul import SeUL
 from law.methods.simnpo import SimNPO
@@ -203,6 +205,7 @@ def _register() -> None:
         "dataset": (CounterFact, ZsRE, WikiLatest, Custom),
         "method": (
             Unwashed,
+            Retrained,
             FineTuning,
             GradientAscent,
             SeUL,
@@ -224,7 +227,7 @@ def _register() -> None:
         ),
         "evaluation": (EvaluationSettings,),
         "attack": (Attacks,),
-        "world": (LabWorld, CounterFactWorld),
+        "world": (LabWorld, UntaughtWorld, CounterFactWorld),
         "tracker": (NoTracker, Wandb, TensorBoard),
     }.items():
         for cls in classes:
@@ -278,7 +281,9 @@ def _drop_knobs(config: DictConfig) -> None:
         config.pop(key, None)
     for key in map(str, config):
         node = config._get_node(key)
-        if isinstance(node, DictConfig) and not (node._is_none() or node._is_missing()):
+        if isinstance(node, DictConfig) and not (
+            node._is_none() or node._is_missing() or node._is_interpolation()
+        ):
             _drop_knobs(node)
 
 
