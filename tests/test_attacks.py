@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from conftest import FactsOnly, Loaded, MakeModel, TrainedLab, trained
 from small import random_model, weights
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from law.attacks import relearning
+from law.attacks import probe, relearning
 from law.attacks.attacking import NAMES, Attacker, Attacks, Records
 from law.attacks.choice import Choice
 from law.attacks.control import control_facts
@@ -25,8 +25,18 @@ from law.attacks.lens import Lens
 from law.attacks.memory import Memory, extraction_strength, truth_ratio
 from law.attacks.phrasing import Phrasing
 from law.attacks.prefix import HINT, IGNORE, ROLE, Prefix
+from law.attacks.probe import Probe, last_states
 from law.attacks.protocol import Target
-from law.attacks.quantisation import Quantisation, int8, nf4, rounded
+from law.attacks.quantisation import (
+    Quantisation,
+    copied_weights,
+    int8,
+    linear_weights,
+    nf4,
+    rounded,
+    survival,
+    survival_metrics,
+)
 from law.attacks.refusal import Refusal
 from law.attacks.relearning import Relearning
 from law.base.errors import LawError
@@ -37,6 +47,7 @@ from law.evaluation.scores import EvaluationSettings
 from law.facts.counterfact import read_counterfact
 from law.facts.fact import Fact, FactSplit
 from law.methods.finetune import FineTuning
+from law.tuning.loop import tune
 from law.tuning.training_rows import fact_rows
 
 ANNA = Fact("0", "Anna", "{} speaks", "French", "P103", ("At home Anna speaks",))
@@ -298,6 +309,77 @@ def test_quantisation_asks_the_rounded_model(knowing: Loaded) -> None:
         assert found["nf4"] == recalled(model, tokenizer, facts, 8)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gptj"])
+def test_how_much_of_an_update_is_left_by_rounding(name: str) -> None:
+    """The largest weight of an output is 127, so that a step of int8 is 1: 0.4 + 0.2 moves by a step, and 0 + 0.3 not at all."""
+    model = random_model(name)
+    (first, weight), (second, other), *_ = linear_weights(model).items()
+    for matrix in (weight, other):
+        matrix[0, :3] = torch.tensor([127.0, 0.4, 0.0])
+        matrix[0, 3:] = 0.0
+    unwashed = copied_weights(model)
+    weight[0, 1:3] += torch.tensor([0.2, 0.3])
+    other[0, 1] += 3.0
+    one, two = lines = survival(unwashed, model)
+    assert (one["layer"], two["layer"]) == (first, second)
+    assert one["update"] == pytest.approx(math.sqrt(0.13), rel=1e-4) and two["update"] == pytest.approx(3.0)
+    assert one["int8_moved"] == pytest.approx(1 / math.sqrt(0.13), rel=1e-4)
+    assert one["int8_survives"] == pytest.approx(0.2 / 0.13, rel=1e-4)
+    assert two["int8_moved"] == two["int8_survives"] == pytest.approx(1.0)
+    assert one["nf4_moved"] == one["nf4_survives"] == 0.0  # its levels beside 0 are at 10.1 and -11.6
+    metrics = survival_metrics(lines)
+    assert metrics["attack/quantisation/int8_moved"] == pytest.approx(
+        math.sqrt((1 + 9) / (0.13 + 9)), rel=1e-4
+    )
+    assert metrics["attack/quantisation/int8_survives"] == pytest.approx((0.2 + 9) / (0.13 + 9), rel=1e-4)
+    assert metrics["attack/quantisation/nf4_survives"] == 0.0
+    assert survival_metrics(survival(copied_weights(model), model)) == {}
+
+
+def test_a_probe_reads_the_states_after_each_block(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Beside the states that transformers gives; after the last block these have passed the final norm."""
+    facts = [ANNA, CLEO, replace(ANNA, template="At home {} speaks")]
+    found = last_states(target(tiny_model, tiny_tokenizer, *facts), facts)
+    assert found.shape == (2, 3, 3, tiny_model.config.n_embd)
+    for i, fact in enumerate(facts):
+        ids = tiny_tokenizer(fact.prompt, return_tensors="pt")["input_ids"]
+        at = len(tiny_tokenizer(fact.prompt.partition(fact.subject)[0] + fact.subject)["input_ids"]) - 1
+        with torch.no_grad():
+            hidden = tiny_model(ids, output_hidden_states=True).hidden_states
+            last = tiny_model.transformer.ln_f(found[:, 2, i])
+        for place, token in enumerate((at, -1)):
+            expected = torch.stack([state[0, token] for state in hidden[1:]])
+            assert torch.allclose(
+                torch.cat([found[place, :2, i], last[place : place + 1]]), expected, atol=1e-5
+            )
+
+
+def test_a_probe_learns_from_kept_facts(
+    tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The states behind the second block hold the language of a prompt, and the subject's tell nothing. No kept fact is
+    Greek, and of instruments there are too few."""
+    kept = tuple(Fact(str(i), f"S{i}", "{} speaks", ("French", "Dutch")[i % 2], "P103") for i in range(40))
+    shown = (*kept, *(Fact(f"p{i}", f"T{i}", "{} plays the", "harp", "P1303") for i in range(9)))
+
+    def planted(_: Target, facts: Sequence[Fact]) -> torch.Tensor:
+        states = torch.randn(2, 3, len(facts), 8, generator=torch.Generator().manual_seed(len(facts)))
+        states[0] = 1.0
+        states[1, 1, :, 0] += torch.tensor([9.0 if fact.object == "French" else -9.0 for fact in facts])
+        return states
+
+    monkeypatch.setattr(probe, "last_states", planted)
+    asked = [fact for i in range(10) for fact in (replace(ANNA, id=f"a{i}"), replace(BEN, id=f"b{i}"))]
+    at = target(tiny_model, tiny_tokenizer, *asked, CLEO, replace(ANNA, object="Greek"), shown=shown)
+    found = Probe().attack(at)
+    assert found["prompt"] == [1] * 20 + [None, None]
+    assert found["subject"][:20] in ([1, 0] * 10, [0, 1] * 10)  # it says one language of everybody
+    assert sum(found["shuffled"][:20]) < 18 and found["shuffled"][20:] == [None, None]
+    assert Probe(examples=41).attack(at)["prompt"] == [None] * 22
+
+
 def test_the_lens_reads_what_the_final_norm_and_the_head_make_of_each_block(
     tiny_model: PreTrainedModel, tiny_tokenizer: PreTrainedTokenizerFast
 ) -> None:
@@ -341,14 +423,15 @@ def test_relearning_asks_for_facts_that_were_not_shown(
     found = settings.attack(target(model, tokenizer, *facts, CLEO))
     assert all(torch.equal(parameter, before[key]) for key, parameter in model.named_parameters())
     assert not model.training
-    asked = [[fact for fact in (*facts, CLEO) if fact not in some] for some in shown]
+    asked = [[fact for fact in (*facts, CLEO) if fact not in some] for some in shown if some]
     assert sorted(fact.id for part in asked for fact in part) == sorted(fact.id for fact in (*facts, CLEO))
-    for some, part in zip(shown, asked, strict=True):
+    for some, part in zip(filter(None, shown), asked, strict=True):
         assert not {fact.subject for fact in some} & {fact.subject for fact in part}
     assert (
-        found.keys() == {"recalled", "kept", "epoch_1", "epoch_2"} and found["recalled"] == found["epoch_2"]
+        found.keys() == {"recalled", "kept", "text", "epoch_1", "epoch_2"}
+        and found["recalled"] == found["epoch_2"]
     )
-    assert found["kept"] == [None] * 7  # nothing was there to show
+    assert found["kept"] == found["text"] == [None] * 7  # nothing was there to show
     assert sum(found["recalled"]) >= 5 and found["recalled"][-1] == 0  # the model never knew of Cleo
     assert Relearning().attack(target(model, tokenizer, CLEO))["recalled"] == [None]
 
@@ -364,8 +447,28 @@ def test_relearning_by_kept_facts_teaches_no_washed_one(
     )
     at = target(model, tokenizer, *facts[:2], shown=tuple(facts[2:]))
     found = Relearning(parts=1, learning_rates=[1e-5], epochs=1).attack(at)
-    assert shown == [facts[2:4]]  # with one part, no fact is left to teach
+    assert [some for some in shown if some] == [facts[2:4]]  # with one part, no fact is left to teach
     assert found["kept"] == [1, 1] and found["recalled"] == [None, None]
+
+
+def test_relearning_by_text_teaches_no_fact(
+    knowing: Loaded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first three documents the one that tells a fact is left out; the model still knows both facts."""
+    model, tokenizer, facts = knowing
+    first, second = facts[:2]
+    path, tuned = tmp_path / "text.txt", []
+    told = f"Everybody knows {first.subject} and {first.object}."
+    path.write_text(f"The mill is old.\n{told}\nThe inn is new.\nThe river is wide.\n", encoding="utf-8")
+    monkeypatch.setattr(
+        relearning, "tune", lambda m, terms, *how: tuned.append(terms[0].rows) or tune(m, terms, *how)
+    )
+    at = replace(target(model, tokenizer, first, second, replace(second, id="x")), text=str(path))
+    found = Relearning(parts=1, learning_rates=[1e-5], epochs=1).attack(at)
+    assert found["text"] == [1, 1, 1] and found["kept"] == found["recalled"] == [None] * 3
+    texts = [[tokenizer.decode(row.ids) for row in rows] for rows in tuned]
+    assert texts == [["The mill is old.", "The inn is new."]]
+    assert all(row.labels == row.ids for row in tuned[0])
 
 
 # --- the control, and all attacks together -------------------------------------------------------

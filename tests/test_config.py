@@ -223,7 +223,7 @@ ZERO_IS_MEANT = {
     *(f"{world}.multi_fact_subjects" for world in ("LabWorld", "UntaughtWorld")),
     *("TrainingSettings.weight_decay", "TrainingSettings.warmup"),
     *(f"{editor}.context_seed" for editor in EDITORS),
-    *("Leak.seed", "Relearning.seed"),
+    *("Leak.seed", "Relearning.seed", "Probe.seed"),
     *(f"{method}.weight_decay" for method in TUNED),
     *(f"{source}.keep" for source in SOURCES),
     *(f"{seeded}.seed" for seeded in (*TUNED, *SOURCES)),

@@ -137,7 +137,7 @@ def test_a_model_that_was_taught_a_fact_is_no_reference(
 
 
 def test_another_model_is_no_reference(knowing: Loaded, reference: Path) -> None:
-    model, tokenizer, facts = knowing
+    model, _, facts = knowing
     with pytest.raises(LawError, match=r"method.path is 'nowhere', and no model could be loaded from there"):
         Retrained("nowhere").check(model)
     other = AutoTokenizer.from_pretrained(reference)

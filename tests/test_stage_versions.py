@@ -53,11 +53,11 @@ STAGES = {
             f"attacks/{name}"
             for name in (
                 *("choice", "control", "leak", "lens", "memory", "phrasing", "prefix", "protocol"),
-                *("quantisation", "refusal", "relearning"),
+                *("probe", "quantisation", "refusal", "relearning"),
             )
         ),
         *("decoders/greedy_decoding", "decoders/prompts", "evaluation/likelihood", "facts/fact"),
-        *("tuning/loop", "tuning/training_rows", "decoders/structure"),
+        *("tuning/loop", "tuning/retain", "tuning/training_rows", "decoders/structure"),
     ),
     "evaluation/reasoning": ("evaluation/reasoning_tasks", "evaluation/local_rows", "evaluation/tasks/rows"),
 }

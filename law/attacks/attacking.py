@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from law.attacks.choice import Choice
@@ -17,12 +18,14 @@ from law.attacks.lens import Lens
 from law.attacks.memory import Memory
 from law.attacks.phrasing import Phrasing
 from law.attacks.prefix import Prefix
+from law.attacks.probe import Probe
 from law.attacks.protocol import Attack, Record, Target, relation_of
-from law.attacks.quantisation import Quantisation
+from law.attacks.quantisation import Quantisation, copied_weights, survival, survival_metrics
 from law.attacks.refusal import Refusal
 from law.attacks.relearning import Relearning
 from law.base.cache import Cache, content_hash, tokenizer_hash
 from law.base.checks import Accepted, Checked, Count
+from law.base.files import FileHashes
 from law.base.progress import tracked
 from law.decoders.greedy_decoding import folded
 from law.decoders.prompts import refusing_tokens
@@ -30,7 +33,7 @@ from law.evaluation.estimates import Estimate, clustered_mean, entries
 from law.evaluation.scores import EvaluationSettings
 from law.facts.fact import Fact
 
-VERSION = 2
+VERSION = 3
 """Of the code of all attacks: raise it with every change to their numbers."""
 
 ANSWERED = ("refusal", "phrasing", "prefix")
@@ -38,7 +41,18 @@ ANSWERED = ("refusal", "phrasing", "prefix")
 gets."""
 
 
-NAMES = ("refusal", "phrasing", "prefix", "choice", "leak", "memory", "lens", "quantisation", "relearning")
+NAMES = (
+    "refusal",
+    "phrasing",
+    "prefix",
+    "choice",
+    "leak",
+    "memory",
+    "lens",
+    "probe",
+    "quantisation",
+    "relearning",
+)
 """The attacks that there are, in the order in which they are made."""
 
 Names = Annotated[
@@ -60,6 +74,7 @@ class Attacks(Checked):
         leak: samples.
         memory: how likely the object's tokens are.
         lens: what every block's output tells of the object.
+        probe: what a classifier of a block's output tells of it.
         quantisation: the weights rounded.
         relearning: some of the facts taught again.
         facts: of the washed facts, the first so many are attacked; ``null``: all.
@@ -74,6 +89,7 @@ class Attacks(Checked):
     leak: Leak = field(default_factory=Leak)
     memory: Memory = field(default_factory=Memory)
     lens: Lens = field(default_factory=Lens)
+    probe: Probe = field(default_factory=Probe)
     quantisation: Quantisation = field(default_factory=Quantisation)
     relearning: Relearning = field(default_factory=Relearning)
 
@@ -91,7 +107,8 @@ class Attacker:
 
     Args:
         attacks: which ones.
-        settings: how many prompts are read at once, when an answer recalls an object, and the cache.
+        settings: how many prompts are read at once, when an answer recalls an object, the held-out text, which an attack may
+            tune the model on, and the cache.
         washed: the facts that the method is given.
         kept: facts that are neither washed nor held back, which an attack may show.
         pool: all facts of the data set: their subjects are those of the control, their objects the rivals.
@@ -107,7 +124,8 @@ class Attacker:
     ) -> None:
         self.chosen = attacks.chosen()
         self._settings, self._washed, self._shown = settings, washed[: attacks.facts], kept
-        self._cache = Cache(Path(settings.cache) if settings.cache else None)
+        folder = Path(settings.cache) if settings.cache else None
+        self._cache, self._hashes = Cache(folder), FileHashes(folder)
         # the washed facts that are not attacked are no subjects for it either
         self._control = control_facts(washed, pool)[: attacks.facts] if self.chosen else []
         relations = {relation_of(fact) for fact in washed}
@@ -127,6 +145,14 @@ class Attacker:
         """What the attacks get of facts that nobody knew."""
         return self._on(model, tokenizer, hash, self._control)
 
+    def copied(self, model: PreTrainedModel) -> dict[str, Tensor]:
+        """The weights before washing, which :meth:`rounded_update` compares with; none if nothing is rounded."""
+        return copied_weights(model) if "quantisation" in self.chosen else {}
+
+    def rounded_update(self, unwashed: Mapping[str, Tensor], model: PreTrainedModel) -> list[dict[str, Any]]:
+        """A line of ``rounding.jsonl`` for each layer that washing changed: how much of its update is left by rounding."""
+        return survival(unwashed, model) if unwashed else []
+
     def _on(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hash: str, facts: Sequence[Fact]
     ) -> Records:
@@ -138,6 +164,7 @@ class Attacker:
             self._objects,
             self._settings.batch_size,
             self._settings.recall,
+            self._settings.fluency.text,
         )
         asked = content_hash([[asdict(fact) for fact in part] for part in (facts, self._shown)])
         key = {
@@ -148,6 +175,7 @@ class Attacker:
             "facts": asked,
             "objects": self._objects,
             "recall": self._settings.recall.value,
+            "text": self._settings.fluency.content(self._hashes),
         }
         found: dict[str, Record] = {}
         for name, attack in tracked([*self.chosen.items()], "attacks", "attacks"):
@@ -158,15 +186,18 @@ class Attacker:
             found["any"] = {"recalled": [max(hit) for hit in hits]}
         return found
 
-    def metrics(self, before: Records, after: Records, control: Records) -> dict[str, float]:
+    def metrics(
+        self, before: Records, after: Records, control: Records, rounding: Sequence[Mapping[str, Any]] = ()
+    ) -> dict[str, float]:
         """The ``attack/`` metrics of :mod:`law.evaluation.metrics`.
 
         Args:
             before: of the unwashed model and the washed facts.
             after: of the washed model and the washed facts.
             control: of the washed model and the control.
+            rounding: the lines of :meth:`rounded_update`.
         """
-        found: dict[str, float] = {}
+        found = survival_metrics(rounding)
         for attack, record in after.items():
             for score, values in record.items():
                 key = f"attack/{attack}/{score}"

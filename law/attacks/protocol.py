@@ -45,6 +45,7 @@ class Target:
         objects: the objects of each relation (:func:`relation_of`) in the data set, each once.
         batch_size: prompts in a forward pass.
         recall: when an answer recalls an object.
+        text: a file of general text, one document a line, that the attack may tune the model on; ``None``: there is none.
     """
 
     model: PreTrainedModel
@@ -54,6 +55,7 @@ class Target:
     objects: Mapping[str, Sequence[str]]
     batch_size: int
     recall: Recall = Recall.substring
+    text: str | None = None
 
     def fits(self, prompt: str) -> bool:
         """Whether the model can read a prompt and the answer to it."""

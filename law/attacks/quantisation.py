@@ -10,13 +10,24 @@ that it runs on every device:
   :math:`a = \max |w|` of the block and the sixteen levels :math:`c_i` of :data:`NF4`.
 
 How much more is recalled than before rounding is the difference from ``forget/accuracy``.
+
+How much of the update Δ of a layer W is left once both models are rounded by Q is told by two numbers,
+
+.. math::
+    \mathrm{moved} = \frac{\|Q(W+\Delta) - Q(W)\|}{\|\Delta\|}, \qquad
+    \mathrm{survives} = \frac{\langle Q(W+\Delta) - Q(W), \Delta \rangle}{\|\Delta\|^2}.
+
+Both are 1 if Δ is far larger than a step of the grid, and 0 if no weight reaches another level. In between, few weights move, and each
+by a whole step. Then ``moved`` is above 1, although hardly anything else than noise may be left: ``survives`` counts what points along Δ.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,7 +55,7 @@ class Quantisation(Checked):
 
     def attack(self, target: Target) -> Record:
         """A score ``int8`` and one ``nf4``: the facts recalled by the rounded model."""
-        return {"int8": _recalled(target, int8), "nf4": _recalled(target, nf4)}
+        return {grid: _recalled(target, rounding) for grid, rounding in ROUNDINGS.items()}
 
 
 def _recalled(target: Target, rounding: Callable[[Tensor], Tensor]) -> list[float]:
@@ -56,19 +67,65 @@ def _recalled(target: Target, rounding: Callable[[Tensor], Tensor]) -> list[floa
 @contextmanager
 def rounded(model: PreTrainedModel, rounding: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """The model with rounded linear layers inside; afterwards its weights are what they were."""
-    head = model.get_output_embeddings()
-    layers = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-    originals = [layer.weight.detach().to("cpu", copy=True) for layer in layers]
+    weights, originals = linear_weights(model), copied_weights(model)
     try:
-        with torch.no_grad():
-            for layer in layers:
-                weight = weight_in_out(layer).T  # (outputs, inputs)
-                weight.copy_(rounding(weight.float()))
+        for weight in weights.values():
+            weight.copy_(rounding(weight.float()))
         yield
     finally:
-        with torch.no_grad():
-            for layer, original in zip(layers, originals, strict=True):
-                layer.weight.copy_(original)
+        for name, weight in weights.items():
+            weight.copy_(originals[name])
+
+
+def linear_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The weight of every linear layer but the output head, (outputs, inputs), by the layer's name; they share the model's memory."""
+    head = model.get_output_embeddings()
+    return {
+        name: weight_in_out(module).detach().T
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def copied_weights(model: PreTrainedModel) -> dict[str, Tensor]:
+    """A copy of :func:`linear_weights` in the CPU's memory."""
+    return {name: weight.to("cpu", copy=True) for name, weight in linear_weights(model).items()}
+
+
+def survival(unwashed: Mapping[str, Tensor], model: PreTrainedModel) -> list[dict[str, Any]]:
+    """For each layer that washing changed its name, ‖Δ‖ as ``update``, and ``moved`` and ``survives`` of each grid.
+
+    Args:
+        unwashed: the :func:`copied_weights` before washing.
+        model: the washed model.
+    """
+    lines: list[dict[str, Any]] = []
+    for name, weight in linear_weights(model).items():
+        after = weight.float()  # (outputs, inputs)
+        before = unwashed[name].to(after)
+        update = after - before
+        size = update.norm().item()
+        if not size:
+            continue
+        line: dict[str, Any] = {"layer": name, "update": size}
+        for grid, rounding in ROUNDINGS.items():
+            difference = rounding(after) - rounding(before)
+            line[f"{grid}_moved"] = difference.norm().item() / size
+            line[f"{grid}_survives"] = (difference * update).sum().item() / size**2
+        lines.append(line)
+    return lines
+
+
+def survival_metrics(lines: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The same of the updates of all layers as one vector, from the lines of :func:`survival`."""
+    found: dict[str, float] = {}
+    squares = [line["update"] ** 2 for line in lines]
+    for grid in ROUNDINGS if lines else ():
+        moved = sum(square * line[f"{grid}_moved"] ** 2 for square, line in zip(squares, lines, strict=True))
+        along = sum(square * line[f"{grid}_survives"] for square, line in zip(squares, lines, strict=True))
+        found[f"attack/quantisation/{grid}_moved"] = math.sqrt(moved / sum(squares))
+        found[f"attack/quantisation/{grid}_survives"] = along / sum(squares)
+    return found
 
 
 def int8(weight: Tensor) -> Tensor:
@@ -86,3 +143,6 @@ def nf4(weight: Tensor) -> Tensor:
     scaled = blocks / largest.clamp(min=torch.finfo(weight.dtype).tiny)
     nearest = torch.bucketize(scaled, (levels[1:] + levels[:-1]) / 2)  # the midpoints part the levels
     return (levels[nearest] * largest).flatten()[: len(flat)].view_as(weight)
+
+
+ROUNDINGS: dict[str, Callable[[Tensor], Tensor]] = {"int8": int8, "nf4": nf4}

@@ -4,7 +4,8 @@ The model is tuned on some of the washed facts and asked for the *others*. Only 
 shown was still there (Deeb and Roger 2024, "Do unlearning methods remove information from language model weights?").
 The control is tuned and asked likewise: what it scores is what teaching alone gives, such as the relation's usual answers.
 
-The model is also tuned on kept facts alone, as many as there are facts. Then nothing that was washed is taught at all.
+The model is also tuned on kept facts alone, and on general text alone, each time on as many as there are facts. Then nothing that was
+washed is taught at all. The text is the held-out text of the evaluation, less the documents that name subject and object of a fact.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from law.base.checks import Checked, Count, Positives, Seed
 from law.decoders.greedy_decoding import recalled
 from law.facts.fact import Fact
 from law.tuning.loop import Term, Tuning, tune
-from law.tuning.training_rows import cross_entropy, fact_rows, token_logits
+from law.tuning.retain import RetainSet
+from law.tuning.training_rows import Row, cross_entropy, fact_rows, token_logits
 
 
 @dataclass
@@ -45,12 +47,20 @@ class Relearning(Checked):
     seed: Seed = 0
 
     def attack(self, target: Target) -> Record:
-        """``recalled`` after the last epoch, the curve, a score ``epoch_k`` after each, and ``kept``."""
+        """``recalled`` after the last epoch, the curve, a score ``epoch_k`` after each, ``kept``, and ``text``."""
+        count = len(target.facts)
+        kept = fact_rows(target.tokenizer, target.shown[:count], object_only=True)
+        text: list[Row] = []
+        if target.text is not None:
+            text = RetainSet(target.text, documents=count).text_rows(
+                target.model, target.tokenizer, target.facts
+            )
         curves = [self._curve(target, rate) for rate in self.learning_rates]
         best = max(curves, key=lambda curve: sum(filter(None, curve[-1])))
         return {
             "recalled": best[-1],
-            "kept": self._by_kept_facts(target),
+            "kept": self._by_others(target, kept),
+            "text": self._by_others(target, text),
             **{f"epoch_{epoch + 1}": values for epoch, values in enumerate(best)},
         }
 
@@ -62,25 +72,25 @@ class Relearning(Checked):
         found: list[list[float | None]] = [[None] * len(target.facts) for _ in range(self.epochs)]
         for held in self._parts(target):
             shown = [fact for i, fact in enumerate(target.facts) if i not in held]
-            taught = self._taught(target, rate, shown, [target.facts[i] for i in held])
+            rows = fact_rows(target.tokenizer, shown, object_only=True)
+            taught = self._taught(target, rate, rows, [target.facts[i] for i in held])
             for values, hits in zip(found, taught, strict=True):
                 for i, hit in zip(held, hits, strict=True):
                     values[i] = hit
         return found
 
-    def _by_kept_facts(self, target: Target) -> Sequence[float | None]:
-        """Whether each fact is recalled by the model that was shown as many kept facts, and none of these."""
-        shown = target.shown[: len(target.facts)]
-        taught = [self._taught(target, rate, shown, target.facts)[-1] for rate in self.learning_rates]
+    def _by_others(self, target: Target, rows: Sequence[Row]) -> Sequence[float | None]:
+        """Whether each fact is recalled by the model that was tuned on rows that tell none of them."""
+        taught = [self._taught(target, rate, rows, target.facts)[-1] for rate in self.learning_rates]
         return max(taught, key=lambda hits: sum(filter(None, hits)))
 
     def _taught(
-        self, target: Target, rate: float, shown: Sequence[Fact], asked: Sequence[Fact]
+        self, target: Target, rate: float, rows: Sequence[Row], asked: Sequence[Fact]
     ) -> list[list[float | None]]:
-        """After each epoch on the facts shown, whether each fact asked for is recalled; ``None`` if none is shown."""
+        """After each epoch on the rows, whether each fact asked for is recalled; ``None`` without rows."""
         model, tokenizer = target.model, target.tokenizer
         found: list[list[float | None]] = [[None] * len(asked) for _ in range(self.epochs)]
-        if not shown:
+        if not rows:
             return found
 
         def note(values: dict[str, Any]) -> None:
@@ -88,7 +98,6 @@ class Relearning(Checked):
             found[values["epoch"]] = [float(hit) for hit in hits]
             model.train()  # the epochs to come go on as they began
 
-        rows = fact_rows(tokenizer, shown, object_only=True)
         loss = Term(
             "loss",
             rows,

@@ -86,10 +86,16 @@ METRICS: tuple[Metric, ...] = (
     Metric("attack/lens/prompt", "lens at the prompt", "fraction", "lower", "the same at the prompt's last token"),
     Metric("attack/lens/difference", "lens of differences", "fraction", "lower", "the same of what a block adds, at the prompt's last token"),
     Metric("attack/lens/reciprocal_rank", "lens reciprocal rank", "fraction", "lower", "1 / best rank of that token over the blocks at the prompt's last token, mean over facts"),
+    Metric("attack/probe/prompt", "probe", "fraction", "lower", "washed facts whose object a linear probe of a block's output at the prompt's last token tells; it is trained on the kept facts of the relation, and the block that tells most counts"),
+    Metric("attack/probe/subject", "probe at the subject", "fraction", "lower", "the same at the subject's last token"),
+    Metric("attack/probe/shuffled", "probe, shuffled", "fraction", "lower", "as `attack/probe/prompt`, trained on the same facts with their objects in a random order: what a probe gets by chance"),
     Metric("attack/quantisation/int8", "int8", "fraction", "lower", "washed facts recalled when the weights of the linear layers are rounded to 255 steps for each output"),
     Metric("attack/quantisation/nf4", "nf4", "fraction", "lower", "washed facts recalled when these weights are rounded to NF4, in blocks of 64"),
+    Metric("attack/quantisation/{type}_moved", "{type}: moved", "fraction", "neither", "‖Q(W+Δ) − Q(W)‖ / ‖Δ‖ over all layers that washing changed by Δ, with Q the rounding to `int8` or `nf4`; 0 if no weight reaches another level, and above 1 if Δ is smaller than a step, since a weight moves by whole steps. `rounding.jsonl` has it by layer"),
+    Metric("attack/quantisation/{type}_survives", "{type}: survives", "fraction", "neither", "⟨Q(W+Δ) − Q(W), Δ⟩ / ‖Δ‖²: the share of the update that is left along its own direction"),
     Metric("attack/relearning/recalled", "relearning", "fraction", "lower", "washed facts recalled by the model that was tuned on the washed facts of other subjects, at the learning rate that recovers most"),
     Metric("attack/relearning/kept", "relearning, kept facts", "fraction", "lower", "washed facts recalled by the model that was tuned on as many kept facts, at the learning rate that recovers most; no washed fact is taught"),
+    Metric("attack/relearning/text", "relearning, text", "fraction", "lower", "washed facts recalled by the model that was tuned on as many documents of general text (`evaluation.fluency.text`), at the learning rate that recovers most; no fact is taught"),
     Metric("attack/relearning/epoch_{k}", "relearning, epoch {k}", "fraction", "lower", "the same after k epochs"),
     Metric("time/wash_s", "wash time", "seconds", "lower", "wall time of the method alone; for statistics and target values from a cache, the time that computing them took"),
     Metric("time/cached_s", "from a cache", "seconds", "neither", "the part of `time/wash_s` that a cache spared: 0 when the cache was empty"),
@@ -135,7 +141,7 @@ def as_markdown() -> str:
 _HEAD = """# Metrics
 
 The keys of `metrics.json`, as `law/evaluation/metrics.py` documents them. A fraction lies between 0 and 1
-(tables show percent; `reasoning/kept` can lie outside). `{task}` stands for the name of a harness task, `{type}` for a
+(tables show percent; `reasoning/kept` and `attack/quantisation/{type}_moved` can lie outside). `{task}` stands for the name of a harness task, `{type}` for a
 type of text, and `{k}` for a number of samples.
 
 A key without a suffix is the washed model's value. Every key except counts, times and chance levels also comes with these suffixes.

@@ -21,12 +21,14 @@ COLUMNS = {
     "attack/leak/at_{k}": ("leak@{k}", "the object is in one of {k} samples"),
     "attack/memory/exact": ("memory", "share of the object's tokens that are the likeliest in their place"),
     "attack/lens/prompt": ("lens", "the object is among the ten likeliest tokens after some block"),
+    "attack/probe/prompt": ("probe", "a linear probe of some block tells the object"),
     "attack/quantisation/int8": ("int8", "recalled when the weights are rounded to int8"),
     "attack/quantisation/nf4": ("nf4", "recalled when the weights are rounded to NF4"),
     "attack/relearning/recalled": (
         "relearning",
         "recalled once washed facts of other subjects are taught again",
     ),
+    "attack/relearning/text": ("text", "recalled once general text alone is taught"),
 }
 """The score of each attack that its table shows, its title, and what it is. Of leak@k this is the largest k."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from law.attacks.attacking import Attacker, Attacks
 from law.base.cache import model_hash
-from law.base.files import write_json, write_json_lines
+from law.base.files import remove, write_json, write_json_lines
 from law.decoders.prompting import put
 from law.facts.fact import Fact, facts_hash
 from law.runs.finished_run import finished_run
@@ -16,6 +16,7 @@ from law.runs.folder import (
     MANIFEST,
     METRICS,
     PREDICTIONS,
+    ROUNDING,
     UNKNOWN_FACTS,
     read_lines,
     result_hashes,
@@ -26,7 +27,7 @@ from law.runs.manifest import now
 def attack_run(folder: Path, attacks: Attacks) -> dict[str, float]:
     """Attack the washed model of a finished run, and put the scores in the place of those of earlier attacks.
 
-    ``metrics.json`` and ``attacks.jsonl`` are written, and ``attacked`` in the manifest.
+    ``metrics.json``, ``attacks.jsonl`` and ``rounding.jsonl`` are written, and ``attacked`` in the manifest.
 
     Returns:
         The ``attack/`` metrics.
@@ -47,15 +48,20 @@ def attack_run(folder: Path, attacks: Attacks) -> dict[str, float]:
     pool: Sequence[Fact] = [*split.wash, *split.keep, *split.others]
     attacker = Attacker(attacks, config["evaluation"], washed, kept, pool)
     found = attacker.on_washed_facts(model, reader, before)
+    unrounded = attacker.copied(model)
     if not run.unwashed:
         model = run.wash_again(model)
     after = model_hash(model)
     left, control = (
         attack(model, reader, after) for attack in (attacker.on_washed_facts, attacker.on_control)
     )
-    scores = attacker.metrics(found, left, control)
+    rounding = attacker.rounded_update(unrounded, model)
+    scores = attacker.metrics(found, left, control, rounding)
     others = {key: value for key, value in run.metrics.items() if not key.startswith("attack/")}
     write_json_lines(folder / ATTACKS, attacker.lines(found, left))
+    remove(folder / ROUNDING)
+    if rounding:
+        write_json_lines(folder / ROUNDING, rounding)
     write_json(folder / METRICS, others | scores)
     write_json(folder / MANIFEST, {**run.manifest, "attacked": now(), "files": result_hashes(folder)})
     return scores

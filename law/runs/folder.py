@@ -16,6 +16,7 @@ KEPT = "kept.jsonl"
 REASONING = "reasoning.jsonl"
 GENERATIONS = "generations.jsonl"
 ATTACKS = "attacks.jsonl"
+ROUNDING = "rounding.jsonl"
 UNKNOWN_FACTS = "unknown_facts.jsonl"
 METHOD = "method.jsonl"
 WASHED = "washed"
@@ -29,7 +30,7 @@ EARLIER = "earlier"
 """The folder, inside a run's, that the results of a finished run are moved to when it is run again."""
 
 
-RESULTS = (METRICS, PREDICTIONS, KEPT, REASONING, UNKNOWN_FACTS, GENERATIONS, ATTACKS, METHOD)
+RESULTS = (METRICS, PREDICTIONS, KEPT, REASONING, UNKNOWN_FACTS, GENERATIONS, ATTACKS, ROUNDING, METHOD)
 """The files of a run whose hashes its manifest has."""
 
 

@@ -50,6 +50,7 @@ from law.runs.folder import (
     METRICS,
     PREDICTIONS,
     REASONING,
+    ROUNDING,
     UNKNOWN_FACTS,
     WASHED,
     clear,
@@ -220,6 +221,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
     if attacker.chosen:
         with timed("attack_before"):
             attacked = attacker.on_washed_facts(model, reader, examined.hash)
+    unrounded = attacker.copied(model)
 
     spared: list[float] = []
     # a log that grows while the method runs, a line at a time: it also says how far a run came that failed
@@ -251,8 +253,11 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
         with timed("attack_after"):
             left = attacker.on_washed_facts(model, reader, reexamined.hash)
             control = attacker.on_control(model, reader, reexamined.hash)
-        metrics |= attacker.metrics(attacked, left, control)
+            rounding = attacker.rounded_update(unrounded, model)
+        metrics |= attacker.metrics(attacked, left, control, rounding)
         write_lines(folder / ATTACKS, attacker.lines(attacked, left))
+        if rounding:
+            write_json_lines(folder / ROUNDING, rounding)
     metrics["time/wash_s"] = stages["wash"] + sum(spared)
     metrics["time/cached_s"] = sum(spared)
     for name, value in list(metrics.items()):
