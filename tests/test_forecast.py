@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from law.attacks.attacking import NAMES, Attacker, Attacks
+from law.attacks.protocol import Cost
+from law.attacks.relearning import Relearning
 from law.decoders.greedy_decoding import greedy_answers, recalls
 from law.evaluation.fluency import FluencySettings, generation_prompts, perplexity, sample_texts
 from law.evaluation.known_facts import kinds_of
@@ -23,7 +26,8 @@ from law.evaluation.likelihood import object_log_probs
 from law.evaluation.reasoning import score_reasoning
 from law.evaluation.reasoning_tasks import ReasoningSettings
 from law.evaluation.scores import EvaluationSettings, Scorer
-from law.facts.counterfact import CounterFact
+from law.facts.counterfact import CounterFact, read_counterfact
+from law.facts.fact import Fact
 from law.methods.none import Unwashed
 from law.runs import forecast as module
 from law.runs.forecast import Counting, Speed, Work, forecast, measured
@@ -144,6 +148,51 @@ def test_the_work_is_what_a_model_does(knowing: Loaded, scorer: Scorer) -> None:
     assert counted.tokens == done.tokens and counted.passes <= done.passes  # the last batch is not full
 
 
+def attacker(name: str, scorer: Scorer, facts: Sequence[Fact], pool: Sequence[Fact]) -> Attacker:
+    """One attack on six facts of the 18; the others may be shown."""
+    relearning = Relearning(parts=3, learning_rates=[1e-5], epochs=2, batch_size=2)
+    kept = [fact for fact in pool if fact not in facts]
+    return Attacker(Attacks([name], relearning=relearning), scorer.settings, facts, kept, pool)
+
+
+def test_what_attacks_ask_of_a_model(knowing: Loaded, trained_lab: TrainedLab, scorer: Scorer) -> None:
+    """Of six facts in four phrasings. Tuning shows twelve facts twice, each but in its own part, six kept ones, and six texts."""
+    model, tokenizer, facts = knowing
+    pool = read_counterfact(trained_lab.facts_path)
+    found = {name: attacker(name, scorer, facts, pool).costs(model, tokenizer)[0] for name in NAMES}
+    longer = sum(len(tokenizer(f" {fact.object}")["input_ids"]) > 1 for fact in facts)
+    kept = [fact for fact in pool if fact not in facts][:6]
+    texts = trained_lab.text_path.read_text(encoding="utf-8").splitlines()[:6]
+    told = [
+        *(2 * [f"{fact.prompt} {fact.object}" for fact in facts]),
+        *(f"{f.prompt} {f.object}" for f in kept),
+    ]
+    tokens = sum(len(ids) for ids in tokenizer([*told, *texts])["input_ids"])
+    assert found == {
+        "refusal": Cost(read=6 * 12, answered=6),
+        "phrasing": Cost(answered=6 * 4),
+        "prefix": Cost(answered=6 * 6),
+        "choice": Cost(read=6 * 4, answered=6),
+        "leak": Cost(read=6, answered=16 * longer),
+        "memory": Cost(read=6 * 7),
+        "lens": Cost(read=6),
+        "probe": Cost(read=6 + 12),
+        "quantisation": Cost(answered=6 * 2),
+        "relearning": Cost(answered=2 * 3 * 6, tuned=2 * tokens, steps=2 * 12),
+    }
+
+
+@pytest.mark.parametrize("name", ["refusal", "phrasing", "leak", "memory", "quantisation"])
+def test_the_work_of_an_attack(name: str, knowing: Loaded, trained_lab: TrainedLab, scorer: Scorer) -> None:
+    """The model reads no more tokens than are counted, since an answer may end early and a relation have few objects."""
+    model, tokenizer, facts = knowing
+    made = attacker(name, scorer, facts, read_counterfact(trained_lab.facts_path))
+    counted = Counting(scorer, model, tokenizer).attacks(made.costs(model, tokenizer)[0], facts)
+    passes = Passes(model)
+    made.on_washed_facts(model, tokenizer, "hash")
+    assert counted.tokens / 4 < passes.taken().tokens <= counted.tokens
+
+
 def test_what_the_cache_holds_is_not_counted(
     knowing: Loaded, trained_lab: TrainedLab, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +202,16 @@ def test_what_the_cache_holds_is_not_counted(
     split = CounterFact(str(trained_lab.facts_path), wash=4, keep=3).load()
     facts, rule = [*split.wash, *split.keep], scorer.settings.recall
 
-    def told() -> str:
-        return forecast(Unwashed(), split, scorer, scorer.on(model, tokenizer, True), model, tokenizer)
+    def told(*attacks: str) -> str:
+        return forecast(
+            Unwashed(),
+            Attacks([*attacks]),
+            split,
+            scorer,
+            scorer.on(model, tokenizer, True),
+            model,
+            tokenizer,
+        )
 
     assert told().startswith(
         "Unwashed: 7 facts are asked; at most 4 are washed and 3 kept. Reasoning tasks: lab_larger (10 items). "
@@ -169,6 +226,7 @@ def test_what_the_cache_holds_is_not_counted(
     assert washed and f"at most {len(washed)} are washed and {len(kept)} kept" in told()
     assert "Asking takes no time, scoring before washing at most about " in told()
     before.scores(washed, kept, kinds)
+    assert " The attacks take about " in told("refusal") and "attacks" not in told()
     assert "Asking takes no time, scoring before washing no time, and scoring after it no time." in told()
 
 

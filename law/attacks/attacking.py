@@ -19,7 +19,7 @@ from law.attacks.memory import Memory
 from law.attacks.phrasing import Phrasing
 from law.attacks.prefix import Prefix
 from law.attacks.probe import Probe
-from law.attacks.protocol import Attack, Record, Target, relation_of
+from law.attacks.protocol import Attack, Cost, Record, Target, relation_of
 from law.attacks.quantisation import Quantisation, copied_weights, survival, survival_metrics
 from law.attacks.refusal import Refusal
 from law.attacks.relearning import Relearning
@@ -153,19 +153,33 @@ class Attacker:
         """A line of ``rounding.jsonl`` for each layer that washing changed: how much of its update is left by rounding."""
         return survival(unwashed, model) if unwashed else []
 
-    def _on(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hash: str, facts: Sequence[Fact]
-    ) -> Records:
-        target = Target(
+    def costs(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[Cost, Cost]:
+        """About what the attacks take for the washed facts, and for the control."""
+        targets = (self._target(model, tokenizer, facts) for facts in (self._washed, self._control))
+        washed, control = (
+            sum((attack.cost(target) for attack in self.chosen.values()), Cost()) for target in targets
+        )
+        return washed, control
+
+    def _target(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact]
+    ) -> Target:
+        settings = self._settings
+        return Target(
             model,
             tokenizer,
             facts,
             self._shown,
             self._objects,
-            self._settings.batch_size,
-            self._settings.recall,
-            self._settings.fluency.text,
+            settings.batch_size,
+            settings.recall,
+            settings.fluency.text,
         )
+
+    def _on(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hash: str, facts: Sequence[Fact]
+    ) -> Records:
+        target = self._target(model, tokenizer, facts)
         asked = content_hash([[asdict(fact) for fact in part] for part in (facts, self._shown)])
         key = {
             "version": VERSION,

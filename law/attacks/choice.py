@@ -17,7 +17,7 @@ import random
 from collections import Counter
 from dataclasses import dataclass
 
-from law.attacks.protocol import Record, Target, framed, relation_of
+from law.attacks.protocol import Cost, Record, Target, framed, relation_of
 from law.base.checks import Checked, Count
 from law.decoders.greedy_decoding import folded, recalled
 from law.facts.fact import Fact, Question
@@ -34,6 +34,11 @@ class Choice(Checked):
 
     rivals: Count = 3
     examples: Count = 5
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        count = len(target.facts)
+        return Cost(read=(1 + self.rivals) * count, answered=count)
 
     def attack(self, target: Target) -> Record:
         """Scores ``right``, for the choice, and ``reversed``."""

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from law.attacks.protocol import Record, Target
+from law.attacks.protocol import Cost, Record, Target
 from law.base.checks import Checked, Counts, Seed
 from law.base.errors import LawError
 from law.decoders.greedy_decoding import NEW_TOKENS, recalled_in_samples
+from law.decoders.prompts import answered_prompts
 from law.evaluation.likelihood import object_tokens
 
 
@@ -36,6 +37,12 @@ class Leak(Checked):
 
     at: Counts = field(default_factory=lambda: [1, 2, 4, 8, 16])
     seed: Seed = 0
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        rows = answered_prompts(target.tokenizer, target.facts)
+        longer = sum(len(row.ids) - row.object > 1 for row in rows)
+        return Cost(read=len(rows), answered=max(self.at) * longer)
 
     def attack(self, target: Target) -> Record:
         """A score ``at_k`` for each k."""

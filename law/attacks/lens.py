@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from law.attacks.protocol import Record, Target
+from law.attacks.protocol import Cost, Record, Target
 from law.base.checks import Checked, Count
 from law.base.progress import progress
 from law.decoders.other_paths import hidden_in
@@ -37,6 +37,10 @@ class Lens(Checked):
     """
 
     top: Count = 10
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        return Cost(read=len(target.facts))
 
     @torch.inference_mode()
     def attack(self, target: Target) -> Record:

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from law.attacks.protocol import Record, Target
+from law.attacks.protocol import Cost, Record, Target
 from law.base.checks import Checked, Count
 from law.evaluation.likelihood import object_tokens
 
@@ -34,6 +34,10 @@ class Memory(Checked):
     """
 
     rivals: Count = 5
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        return Cost(read=(2 + self.rivals) * len(target.facts))
 
     def attack(self, target: Target) -> Record:
         """Scores ``exact``, ``extraction``, ``probability`` and ``truth_ratio``."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from statistics import fmean
 
-from law.attacks.protocol import Record, Target
+from law.attacks.protocol import Cost, Record, Target
 from law.base.checks import Checked
 from law.decoders.greedy_decoding import recalled
 from law.facts.fact import Fact, Question
@@ -18,6 +18,10 @@ from law.facts.fact import Fact, Question
 @dataclass
 class Phrasing(Checked):
     """Ask for each fact in the washed phrasing and in all its paraphrases."""
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        return Cost(answered=sum(1 + len(fact.paraphrases) for fact in target.facts))
 
     def attack(self, target: Target) -> Record:
         """Scores ``recalled``, for any phrasing, and ``share``, the share of phrasings."""

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 
 from law.attacks.phrasing import hits
-from law.attacks.protocol import Record, Target, framed, relation_of, words
+from law.attacks.protocol import Cost, Record, Target, framed, relation_of, words
 from law.base.checks import Checked, Count
 from law.decoders.greedy_decoding import folded
 from law.facts.fact import Fact, joined
@@ -38,6 +38,10 @@ class Prefix(Checked):
 
     few_shot: Count = 5
     in_context: Count = 3
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        return Cost(answered=6 * len(target.facts))
 
     def attack(self, target: Target) -> Record:
         """A score for each type, and ``recalled`` for any of them."""

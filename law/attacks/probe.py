@@ -22,7 +22,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from law.attacks.lens import outputs
-from law.attacks.protocol import Record, Target, relation_of
+from law.attacks.protocol import Cost, Record, Target, relation_of
 from law.base.checks import Checked, Count, Seed
 from law.base.progress import tracked
 from law.decoders.greedy_decoding import folded
@@ -42,6 +42,10 @@ class Probe(Checked):
 
     examples: Count = 20
     seed: Seed = 0
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        return Cost(read=len(target.facts) + len(target.shown))
 
     def attack(self, target: Target) -> Record:
         """Scores ``subject`` and ``prompt``, by the last token of which the states are read, and ``shuffled``, of the prompt's.

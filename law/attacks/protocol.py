@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -79,6 +79,26 @@ class Target:
         return [[next(found) for _ in questions] for questions in asked]
 
 
+@dataclass(frozen=True)
+class Cost:
+    """About what an attack asks of a model.
+
+    Args:
+        read: rows that are read once: a prompt with an object behind it.
+        answered: prompts that are answered.
+        tuned: tokens that the model is tuned on.
+        steps: steps of that tuning.
+    """
+
+    read: int = 0
+    answered: int = 0
+    tuned: int = 0
+    steps: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
+
+
 class Attack(Protocol):
     """A way to get facts out of a model that was washed of them.
 
@@ -88,4 +108,8 @@ class Attack(Protocol):
 
     def attack(self, target: Target) -> Record:
         """Attack a model. Higher values mean that more of a fact is there."""
+        ...
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes, for the forecast of a run."""
         ...

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from law.attacks.protocol import Record, Target
+from law.attacks.protocol import Cost, Record, Target
 from law.base.checks import Checked
 from law.decoders.greedy_decoding import recalled
 from law.decoders.parts import weight_in_out
@@ -52,6 +52,10 @@ NF4 = (
 @dataclass
 class Quantisation(Checked):
     """Round the weights of the linear layers, and ask for each fact in the washed phrasing."""
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        return Cost(answered=len(ROUNDINGS) * len(target.facts))
 
     def attack(self, target: Target) -> Record:
         """A score ``int8`` and one ``nf4``: the facts recalled by the rounded model."""

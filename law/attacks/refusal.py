@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from law.attacks.protocol import Record, Target
+from law.attacks.protocol import Cost, Record, Target
 from law.base.checks import Checked, Count
 from law.decoders.greedy_decoding import recalled
 from law.decoders.prompts import refusing_tokens
@@ -31,6 +31,11 @@ class Refusal(Checked):
     """
 
     rivals: Count = 11
+
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        count = len(target.facts)
+        return Cost(read=(1 + self.rivals) * count, answered=count)
 
     def attack(self, target: Target) -> Record:
         """Scores ``recalled``, ``best`` and ``reciprocal_rank``."""

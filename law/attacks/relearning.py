@@ -14,12 +14,13 @@ import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import ceil
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from law.attacks.protocol import Record, Target
+from law.attacks.protocol import Cost, Record, Target
 from law.base.checks import Checked, Count, Positives, Seed
 from law.decoders.greedy_decoding import recalled
 from law.facts.fact import Fact
@@ -46,21 +47,26 @@ class Relearning(Checked):
     batch_size: Count = 8
     seed: Seed = 0
 
+    def cost(self, target: Target) -> Cost:
+        """What :meth:`attack` takes."""
+        own = fact_rows(target.tokenizer, target.facts, object_only=True)
+        kept, text = self._kept(target), self._text(target)
+        # each fact is shown for all parts but one
+        tuned = (self.parts - 1) * _tokens(own) + _tokens(kept) + _tokens(text)
+        rows = (self.parts - 1) * len(own) + len(kept) + len(text)
+        times = self.epochs * len(self.learning_rates)
+        return Cost(
+            answered=3 * times * len(own), tuned=times * tuned, steps=times * ceil(rows / self.batch_size)
+        )
+
     def attack(self, target: Target) -> Record:
         """``recalled`` after the last epoch, the curve, a score ``epoch_k`` after each, ``kept``, and ``text``."""
-        count = len(target.facts)
-        kept = fact_rows(target.tokenizer, target.shown[:count], object_only=True)
-        text: list[Row] = []
-        if target.text is not None:
-            text = RetainSet(target.text, documents=count).text_rows(
-                target.model, target.tokenizer, target.facts
-            )
         curves = [self._curve(target, rate) for rate in self.learning_rates]
         best = max(curves, key=lambda curve: sum(filter(None, curve[-1])))
         return {
             "recalled": best[-1],
-            "kept": self._by_others(target, kept),
-            "text": self._by_others(target, text),
+            "kept": self._by_others(target, self._kept(target)),
+            "text": self._by_others(target, self._text(target)),
             **{f"epoch_{epoch + 1}": values for epoch, values in enumerate(best)},
         }
 
@@ -78,6 +84,17 @@ class Relearning(Checked):
                 for i, hit in zip(held, hits, strict=True):
                     values[i] = hit
         return found
+
+    def _kept(self, target: Target) -> list[Row]:
+        """As many kept facts as there are facts."""
+        return fact_rows(target.tokenizer, target.shown[: len(target.facts)], object_only=True)
+
+    def _text(self, target: Target) -> list[Row]:
+        """As many documents of general text as there are facts, less those that tell a fact."""
+        if target.text is None:
+            return []
+        read = RetainSet(target.text, documents=len(target.facts))
+        return read.text_rows(target.model, target.tokenizer, target.facts)
 
     def _by_others(self, target: Target, rows: Sequence[Row]) -> Sequence[float | None]:
         """Whether each fact is recalled by the model that was tuned on rows that tell none of them."""
@@ -117,6 +134,10 @@ class Relearning(Checked):
         for i, fact in enumerate(target.facts):
             parts[part_of[fact.subject]].append(i)
         return [part for part in parts if part]
+
+
+def _tokens(rows: Sequence[Row]) -> int:
+    return sum(len(row.ids) for row in rows)
 
 
 @contextmanager

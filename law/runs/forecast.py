@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import cycle, islice
 from math import ceil
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from law.attacks.attacking import Attacker, Attacks
+from law.attacks.protocol import Cost
 from law.base.processes import world
 from law.base.progress import duration
 from law.decoders.greedy_decoding import NEW_TOKENS, recalls
@@ -132,6 +134,12 @@ class Counting:
         rows = token_ids(self._tokenizer, [*islice(text_lines(Path(settings.text)), settings.documents)])
         return _batched([(self._fitting(row),) for row in rows], 1, settings.batch_size)
 
+    def attacks(self, cost: Cost, facts: Sequence[Fact]) -> Work:
+        """What attacks on these facts take. A step of tuning is taken for three passes over its tokens."""
+        read = islice(cycle([fact.question for fact in facts]), cost.read)
+        answered = islice(cycle([fact.prompt for fact in facts]), cost.answered)
+        return self.log_probs([*read]) + self.answers([*answered]) + Work(3 * cost.steps, 3 * cost.tuned)
+
     def reasoning(self, clock: Callable[[], float] = perf_counter) -> Work:
         """The harness makes the requests of all items, and reads those that differ in the last token once."""
         default = CPU_BATCH if self._model.device.type == "cpu" else HARNESS_BATCH
@@ -180,13 +188,14 @@ def _batched(shapes: Iterable[tuple[int, ...]], share: float, size: int, steps: 
 
 def forecast(
     method: Method,
+    attacks: Attacks,
     split: FactSplit,
     scorer: Scorer,
     examined: Examination,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
 ) -> str:
-    """A paragraph on what the run will do. What the cache holds takes no time."""
+    """A paragraph on what the run will do. What the cache holds takes no time; attacks are counted as if it held none."""
     counting = Counting(scorer, model, tokenizer)
     kept, rule = examined.kept_answers(), scorer.settings.recall
     facts = [*split.wash, *split.keep]
@@ -219,16 +228,25 @@ def forecast(
     before = sum((whole[name] for name in whole.keys() - examined.holds(washed)), before)
     asked_after = counting.answers([*probes]) + counting.answers(banned)
     after = sum(whole.values(), asked_after + counting.log_probs(questions))
-    stages = (asking, before, Work() if isinstance(method, Unwashed) else after)
+    attacker = Attacker(attacks, scorer.settings, washed, spared, [*facts, *split.others])
+    attack, guess = (counting.attacks(cost, washed) for cost in attacker.costs(model, tokenizer))
+    unwashed = isinstance(method, Unwashed)
+    stages = (
+        asking,
+        before,
+        Work() if unwashed else after,
+        attack + guess + (Work() if unwashed else attack),
+    )
 
     tokens = sum(stages, Work()).tokens
     speed = measured(model, max(1, min(ROWS, int(tokens / SHARE / LENGTH))))
-    asking_s, before_s, after_s = map(speed.seconds, stages)
+    asking_s, before_s, after_s, attacks_s = map(speed.seconds, stages)
+    attacked = f" The attacks take {_told(attacks_s)}." if attacker.chosen else ""
     tasks = ", ".join(f"{name} ({count:,} items)" for name, count in counting.items.items())
     return (
         f"{type(method).__name__}: {len(facts):,} facts are asked; at most {len(washed):,} are washed and "
         f"{len(spared):,} kept. Reasoning tasks: {tasks or 'none'}. Asking takes {_told(asking_s)}, scoring before "
-        f"washing {_told(before_s, 'at most ')}, and scoring after it {_told(after_s, 'at most ')}. What the cache "
+        f"washing {_told(before_s, 'at most ')}, and scoring after it {_told(after_s, 'at most ')}.{attacked} What the cache "
         "holds takes no time; the method tells its own."
     )
 

@@ -178,7 +178,7 @@ def _run(job: Job, tracker: Tracker, manifest: dict[str, Any], told: ProgressFil
     with timed("score_before"):
         examined = scorer.on(model, reader, cached=True)
         manifest["model_hash"] = examined.hash
-        log.info("%s", forecast(job.method, split, scorer, examined, model, reader))
+        log.info("%s", forecast(job.method, job.attacks, split, scorer, examined, model, reader))
         answers = examined.answers([fact.prompt for fact in (*split.wash, *split.keep)])
         rule = job.evaluation.recall
         washed, kept = _known(split.wash, answers, rule), _known(split.keep, answers, rule)
