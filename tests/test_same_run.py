@@ -109,7 +109,7 @@ def test_the_run_changes_with_what_can_change_a_number(method: str, changes: dic
 
 EDITORS = ("MEMIT", "Sparing", "AlphaEdit", "ENCORE", "ZeroUnlearn")
 METHODS = (
-    *"FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RMU LAW".split(),
+    *"Retrained FineTuning GradientAscent SeUL WOH GradDiff NPO SimNPO UNDIAL JensUn DPO RMU LAW".split(),
     *EDITORS,
     "UltraEdit",
 )
@@ -136,7 +136,7 @@ READ = {
     *("CounterFact.ids", "ZsRE.ids", "WikiLatest.ids", "Custom.ids"),
     *("MomentSettings.text", "MomentSettings.dataset", "MomentSettings.published"),
     *("Retain.text", "Retain.dataset", "RetainSet.text", "RetainSet.dataset"),
-    *("FluencySettings.text", "ReasoningSettings.data"),
+    *("FluencySettings.text", "ReasoningSettings.data", "Retrained.path"),
 }
 
 
