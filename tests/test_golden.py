@@ -330,7 +330,7 @@ def test_law_end_to_end_from_recorded_targets(
 ) -> None:
     """C and z* as recorded, all else this project's: Δ, facts left after each layer, answers, metrics."""
     model = copy.deepcopy(golden.model)
-    monkeypatch.setattr(law_module, "prepare", lambda *_: golden.problem(model))
+    monkeypatch.setattr(MEMIT, "prepare", lambda *_: golden.problem(model))
     settings = golden.settings(variant)
     if variant.endswith("intids"):
         # ids compared with integers are never found: the authors' code sees no fact left and stops
@@ -354,7 +354,7 @@ def test_what_the_returned_iterate_changes(
 ) -> None:
     """The best feasible iterate in place of the literal one: within β in every layer, and what is left."""
     model = copy.deepcopy(golden.model)
-    monkeypatch.setattr(law_module, "prepare", lambda *_: golden.problem(model))
+    monkeypatch.setattr(MEMIT, "prepare", lambda *_: golden.problem(model))
     settings = replace(golden.settings(variant), iterate=Iterate.best)
     ends = washed_layers(settings, model, golden)
     layers = golden.stages["variants"][variant].values()
