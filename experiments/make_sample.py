@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import law
@@ -18,6 +19,8 @@ from law.facts.source import Part, part_of
 
 SAMPLE = Path(law.__file__).parent / "sample"
 FACTS = 400
+OTHERS = 4000
+"""Facts about other subjects that the model does not know: they tell a method what to spare."""
 ITEMS = 200
 TASKS = ("lambada_openai", "hellaswag", "arc_easy")
 VALIDATION_ITEMS = 100
@@ -44,8 +47,16 @@ def main() -> None:
     known = json.loads(given.ids.read_text(encoding="utf-8"))
     write_json(SAMPLE / "smollm2-135m_knows.json", known)
     ids = {*known["ids"]}
-    facts = [f for f in read_counterfact(given.counterfact) if f.id in ids and part_of(f) is Part.test]
-    write_json(SAMPLE / "counterfact.json", [to_record(fact) for fact in drawn.sample(facts, FACTS)])
+    every = [fact for fact in read_counterfact(given.counterfact) if part_of(fact) is Part.test]
+    known_facts = drawn.sample([fact for fact in every if fact.id in ids], FACTS)
+    subjects = {fact.subject for fact in known_facts}
+    others = [fact for fact in every if fact.id not in ids and fact.subject not in subjects]
+    # they are never asked for, so their prompts are enough
+    plain = [
+        replace(fact, paraphrases=(), neighbours=(), generation_prompts=())
+        for fact in random.Random(f"others {SEED}").sample(others, OTHERS)
+    ]
+    write_json(SAMPLE / "counterfact.json", [to_record(fact) for fact in [*known_facts, *plain]])
 
     for task in TASKS:
         rows = (given.rows / f"{task}.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
