@@ -19,7 +19,7 @@ demo: $(READY)  ## wash the small model in this repository with four methods, pr
 	$(BIN)/python experiments/wash.py experiment=demo
 	$(BIN)/python experiments/table.py outputs/demo
 
-real: models  ## the same with a published model and real facts (about 18 minutes on two cores)
+real: models  ## the same with a published model and real facts (20 to 25 minutes on two cores)
 	$(BIN)/python experiments/wash.py experiment=real_demo
 	$(BIN)/python experiments/table.py outputs/real_demo
 
