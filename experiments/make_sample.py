@@ -50,11 +50,11 @@ def main() -> None:
     every = [fact for fact in read_counterfact(given.counterfact) if part_of(fact) is Part.test]
     known_facts = drawn.sample([fact for fact in every if fact.id in ids], FACTS)
     subjects = {fact.subject for fact in known_facts}
-    others = [fact for fact in every if fact.id not in ids and fact.subject not in subjects]
+    unknown = [fact for fact in every if fact.id not in ids and fact.subject not in subjects]
     # they are never asked for, so their prompts are enough
     plain = [
         replace(fact, paraphrases=(), neighbours=(), generation_prompts=())
-        for fact in random.Random(f"others {SEED}").sample(others, OTHERS)
+        for fact in random.Random(f"others {SEED}").sample(unknown, OTHERS)
     ]
     write_json(SAMPLE / "counterfact.json", [to_record(fact) for fact in [*known_facts, *plain]])
 
