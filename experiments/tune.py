@@ -83,7 +83,10 @@ def main() -> None:
                 "memory sends). Give the command again to go on with this trial."
             )
         if done.returncode:
-            raise LawError(f"The run in {place} failed; its log is there. {done.stderr.strip()[-1000:]}")
+            cause = done.stderr.rpartition("error: ")[
+                2
+            ]  # what stands before it are progress bars and the log
+            raise LawError(f"The run in {place} failed; its log is there. {cause.strip()[-1000:]}")
         return read_object(place / METRICS) or {}
 
     trials = search(folder, setup, bounds, budget, run)

@@ -19,9 +19,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from optuna.trial import FrozenTrial, create_trial
 
-import law.runs.configuration  # noqa: F401  no command composes without its schemas
 from law.base.errors import LawError
+from law.facts.source import Part, part_of
 from law.lab.reasoning import TASKS
+from law.runs.configuration import build
 from law.runs.search import SCORES, Bounds, Budget, Killed, bounds_of, chosen, preset, search
 
 ROOT = Path(__file__).parents[1]
@@ -71,7 +72,7 @@ def test_a_preset_says_what_it_was_chosen_from_and_replaces_the_one_before() -> 
     text = preset(tried, before, "python experiments/tune.py x")
     assert OmegaConf.create(text) == {**before, "initial": {"mu": 1, "lam": 13.3}}
     assert text.startswith(
-        "# Chosen among 3 trials by\n# python experiments/tune.py x\n# Rule: of the trials with at most 10%"
+        "# Chosen among 3 trials by\n# python experiments/tune.py x\n# Rule: of the trials with at most 10 % left"
     )
     assert "# 0: initial.lam=12.3456: 20.0 % left, 50.0 % kept, 50.0 % of reasoning kept\n" in text
     assert OmegaConf.create(preset(tried[:1], OmegaConf.create(), "")) == {"initial": {"lam": 12.3456}}
@@ -96,6 +97,13 @@ def test_a_written_preset_composes(tmp_path: Path) -> None:
 def test_every_method_has_a_search_around_its_preset(method: str, model: str) -> None:
     bounds = bounds_of(compose("config", overrides=[f"model={model}", f"method={method}"]))
     assert bounds and all(bound.low <= bound.start <= bound.high for bound in bounds.values())
+
+
+def test_a_search_on_the_lab_leaves_facts_to_learn_from() -> None:
+    """Sparing wash learns from facts that are neither washed nor kept. They are validation facts, too."""
+    facts = build(compose("config", overrides=["experiment=lab_validation"]).dataset).load()
+    assert (len(facts.wash), len(facts.keep)) == (100, 40)
+    assert len(facts.unscored) > 10 and {part_of(fact) for fact in facts.unscored} == {Part.validation}
 
 
 def test_a_search_that_names_no_number_is_refused() -> None:
@@ -284,3 +292,16 @@ def test_a_search_on_the_lab_writes_a_preset(tmp_path: Path) -> None:
     before = [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("metrics.json"))]
     assert "was written before and stays as it is" in tune(2) and written.read_text().endswith("# by hand\n")
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.rglob("metrics.json"))] == before
+
+
+@pytest.mark.slow  # a run of the lab in a process
+def test_a_preset_that_cannot_be_made_on_the_lab_is_told_by_its_cause(tmp_path: Path) -> None:
+    """The cause is the run's own error, without the progress bars that stand before it."""
+    asked = "experiment=lab_validation method=sparing tracker=none dataset.keep=null"
+    command = [sys.executable, "experiments/tune.py", "--output", str(tmp_path), *asked.split()]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert (
+        f"error: The run in {tmp_path / 'trial-000'} failed; its log is there. method (Sparing) learns from other facts"
+        in ended.stderr
+    )

@@ -33,7 +33,7 @@ SCORES: Mapping[str, Literal["minimize", "maximize"]] = {
 MOST_LEFT = 0.1
 """A trial that leaves more than this share of the washed facts is chosen only if all do."""
 
-RULE = f"of the trials with at most {MOST_LEFT:.0%} left the highest mean of kept facts and reasoning, or else the fewest left"
+RULE = f"of the trials with at most {100 * MOST_LEFT:g} % left the highest mean of kept facts and reasoning, or else the fewest left"
 
 DIGITS = 3
 """Significant digits of a proposed value. The preset's own has all of its digits."""
@@ -216,6 +216,7 @@ def _make(study: optuna.Study, trial: optuna.trial.FrozenTrial, run: Run) -> Non
     import optuna
 
     settings = settings_of(trial)
+    log.info("trial %d begins: %s", trial.number, _assignments(settings))
     try:
         metrics = run(trial.number, settings)
         if missing := [key for key in SCORES if metrics.get(key) is None]:
