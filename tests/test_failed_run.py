@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TrainedLab
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from whole_runs import Done, runs_of, wash, wash_in_a_process
@@ -43,6 +44,29 @@ def test_a_failed_job_leaves_the_others_running_and_the_sweep_fails(
     failed = next(m for m in manifests if m["status"] == "failed")
     assert "not finite" in failed["error"]
     assert {m["settings"]["method.learning_rate"] for m in manifests} == {"1e+30", "1e-06"}
+
+
+def test_a_job_that_runs_out_of_memory_leaves_the_others_running(
+    tmp_path: Path, inputs: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = torch.optim.AdamW.step
+
+    def full(self: torch.optim.AdamW, closure: None = None) -> None:
+        if self.param_groups[0]["lr"] == 1e-5:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        step(self, closure)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", full)
+    rates = "method.learning_rate=1e-5,1e-6"
+    done = wash(tmp_path, "-m", "name=mixed", "tracker=none", "method=gradient_ascent", rates, *inputs)
+    assert done.code == 1 and "a step of AdamW" in done.message and "method.lora.rank=8" in done.message
+    manifests = [
+        json.loads((run / "manifest.json").read_text()) for run in runs_of(tmp_path / "outputs" / "mixed")
+    ]
+    assert {m["settings"]["method.learning_rate"]: m["status"] for m in manifests} == {
+        "1e-05": "failed",
+        "1e-06": "finished",
+    }
 
 
 def test_a_job_without_a_value_that_it_needs_leaves_the_others_running(

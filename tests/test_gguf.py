@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,11 @@ def rotary_order(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def write_gguf(
-    file: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, without: str = ""
+    file: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerFast,
+    without: str = "",
+    types: Mapping[str, gguf.GGMLQuantizationType] = TYPES,
 ) -> dict[str, np.ndarray]:
     """Write a model as llama.cpp's converter does; returns what each weight is worth in its type."""
     config, kind = model.config, model.config.model_type
@@ -100,7 +105,7 @@ def write_gguf(
         stored = f"{NAMES[module]}.{part}"
         if stored == without:
             continue
-        kind_of = TYPES.get(stored.split(".")[-2] if part == "weight" else "", gguf.GGMLQuantizationType.F32)
+        kind_of = types.get(stored.split(".")[-2] if part == "weight" else "", gguf.GGMLQuantizationType.F32)
         heads = {"q": config.num_attention_heads, "k": config.num_key_value_heads}.get(module[-6:-5])
         ordered = rotary_order(weight, heads) if kind == "llama" and heads and "self_attn" in name else weight
         data = gguf.quants.quantize(ordered, kind_of)

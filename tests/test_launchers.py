@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from omegaconf import OmegaConf
-from whole_runs import ROOT, runs_of
+from whole_runs import MANY_RUNS, ROOT, runs_of
 
 from law.reporting.loading import load_sweep
 
@@ -82,20 +82,8 @@ def test_two_jobs_run_side_by_side_and_share_the_cores(tmp_path: Path, inputs: l
 def test_a_sweep_of_24_runs_side_by_side_that_is_killed_twice_gives_the_complete_table(
     tmp_path: Path, inputs: list[str]
 ) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "experiments" / "wash.py"),
-        "-m",
-        "name=many",
-        "tracker=none",
-        "seed=range(6)",
-    ]
-    command += [
-        "method=gradient_ascent,seul,finetune,undial",
-        "method.learning_rate=1e-5",
-        "hydra/launcher=processes",
-    ]
-    command += [*inputs, "evaluation.reasoning.tasks=[]"]
+    command = [sys.executable, str(ROOT / "experiments" / "wash.py"), *MANY_RUNS, *inputs]
+    command += ["name=many", "hydra/launcher=processes"]
     folder = tmp_path / "outputs" / "many"
 
     def finished() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,12 +13,13 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import dispatch_model
 from conftest import TrainedLab
+from joblib import Parallel, delayed
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from law.base.cache import Cache
 from law.base.errors import LawError
 from law.base.files import write_json
-from law.base.processes import add_up, failing_together, gathered, mine, processes, rank, world
+from law.base.processes import add_up, failing_together, gathered, local_number, mine, processes, rank, world
 from law.decoders.greedy_decoding import greedy_answers
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.structure import Decoder
@@ -111,3 +113,22 @@ def test_alone_there_is_nothing_to_join(monkeypatch: pytest.MonkeyPatch) -> None
         assert (rank(), world(), gathered("a"), list(mine([1, 2]))) == (0, 1, ["a"], [1, 2])
         with pytest.raises(LawError, match="no"), failing_together():
             raise LawError("no")
+
+
+def meet(folder: Path) -> int:
+    """This worker's number, once the other worker is there as well."""
+    number = local_number()
+    (folder / str(os.getpid())).touch()
+    end = time.monotonic() + 60
+    while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    return number
+
+
+def test_the_workers_of_one_machine_count_from_zero_and_so_take_a_gpu_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sorted(Parallel(n_jobs=2)(delayed(meet)(tmp_path) for _ in range(2))) == [0, 1]
+    assert local_number() == 0
+    monkeypatch.setenv("LOCAL_RANK", "3")  # set by torchrun
+    assert local_number() == 3

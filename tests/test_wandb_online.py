@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+from whole_runs import ROOT
 
 from law.runs import tracker
 from law.runs.identity import Identity
@@ -37,7 +40,9 @@ class Answers(BaseHTTPRequestHandler):
     """As much of a W&B server as it takes to begin a run."""
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])) or b"{}")
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append(body)  # type: ignore[attr-defined]
+        asked = json.loads(body or b"{}")
         project = {"id": "p", "name": "law", "entity": {"id": "e", "name": "me"}}
         data: object = {"model": {**project, "bucket": None}}
         if "upsertBucket" in asked.get("query", ""):
@@ -58,6 +63,7 @@ class Answers(BaseHTTPRequestHandler):
 @contextmanager
 def answering() -> Iterator[ThreadingHTTPServer]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Answers)
+    server.received = []  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
@@ -102,7 +108,7 @@ def test_a_run_that_reaches_no_server_is_kept_offline(
     assert b"targets/first_nll" in log.read_bytes() and b"forget/accuracy" in log.read_bytes()
 
 
-def test_a_server_that_dies_in_between_costs_a_warning(
+def test_a_server_that_dies_in_between_costs_a_warning_and_make_sync_uploads_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tracked = Guarded(Wandb(mode=Mode.online))
@@ -115,5 +121,13 @@ def test_a_server_that_dies_in_between_costs_a_warning(
     assert time.monotonic() - began < 120
     warnings = told(caplog)
     assert len(warnings) <= 1 and all("the tracker failed at" in warning for warning in warnings)
-    (log,) = tmp_path.glob("wandb/run-*/*.wandb")  # `wandb sync` uploads it
+    (log,) = tmp_path.glob("wandb/run-*/*.wandb")
     assert b"targets/first_nll" in log.read_bytes()
+
+    with answering() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+        command = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "wandb sync" in line)
+        options = [word for word in command.split() if word.startswith("--")]
+        subprocess.run([sys.executable, "-m", "wandb", "sync", *options, tmp_path / "wandb"], check=True)
+        received = b"".join(server.received)
+    assert b"targets/first_nll" in received and b"forget/accuracy" in received

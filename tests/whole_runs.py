@@ -20,6 +20,16 @@ ROOT = Path(__file__).parents[1]
 hash_of_the_code = cache(configuration.code)
 """To parse the code takes a third of what many a run here takes; it is hashed once."""
 
+MANY_RUNS = [
+    "-m",
+    "tracker=none",
+    "seed=range(6)",
+    "method=gradient_ascent,seul,finetune,undial",
+    "method.learning_rate=1e-5",
+    "evaluation.reasoning.tasks=[]",
+]
+"""A sweep of 24 runs over four methods."""
+
 
 @dataclass(frozen=True)
 class Done:

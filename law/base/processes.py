@@ -7,7 +7,9 @@ run in every process. The harness runs in the first one. When a process fails, `
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -47,6 +49,15 @@ def failing_together() -> Iterator[None]:
         if world() == 1:
             raise
         raise SystemExit(f"error: {error}") from error
+
+
+def local_number() -> int:
+    """The number of this process among those on this machine which ``torchrun`` or a launcher has started beside it.
+
+    ``torchrun`` sets ``LOCAL_RANK``. The workers of ``hydra/launcher=processes`` are joblib's, LokyProcess-1 and so on.
+    """
+    worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
+    return int(worker[1]) - 1 if worker else int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def rank() -> int:

@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from law.base.errors import LawError, shortened
 from law.base.files import replacing, write_text
+from law.decoders.gguf_writing import GGUFType, write_gguf
 from law.decoders.greedy_decoding import greedy_answers
 from law.decoders.loading import find_device
 from law.decoders.prompting import put
@@ -26,17 +28,18 @@ log = logging.getLogger(__name__)
 CARD = "README.md"
 
 ROUNDING = 0.01
-"""The share of answers that may differ: on another device sums are rounded otherwise, and a tie is broken otherwise."""
+"""The share of answers that may differ where the weights are equal: another device rounds sums and breaks ties differently."""
 
 
-def export_run(folder: Path, target: Path) -> None:
-    """Write the washed model of the run in ``folder`` to ``target``: weights, tokenizer and a model card.
+def export_run(folder: Path, target: Path, gguf: GGUFType | None = None) -> None:
+    """Write the washed model of the run in ``folder`` to ``target``: weights, tokenizer, a model card, maybe a GGUF file.
 
     The weights have the hash of those that were scored. What was written is compared with them, read again as
     anybody would read it, and asked for the washed facts: it must answer as the run did.
 
     Raises:
-        LawError: the run kept no weights, something is no longer what it was, or ``target`` is there already.
+        LawError: the run kept no weights, something is no longer what it was, ``target`` is there already, or no GGUF
+            file can be made.
     """
     run = finished_run(folder)
     if run.unwashed:
@@ -57,12 +60,17 @@ def export_run(folder: Path, target: Path) -> None:
         tokenizer.save_pretrained(partial)
         check_checkpoint(model, partial)
         del model  # two of a large model may not fit
-        _check_answers(run, partial)
+        _check_answers(run, partial, ROUNDING)
+        if gguf is not None:
+            with TemporaryDirectory(dir=target.parent) as scratch:
+                read = write_gguf(partial, partial / f"model-{gguf.value}.gguf", gguf, Path(scratch))
+                log.info("what the GGUF file holds answers the same prompts:")
+                _check_answers(run, read, ROUNDING if gguf is GGUFType.f32 else 1.0)
         write_text(partial / CARD, [model_card(run)])
 
 
-def _check_answers(run: FinishedRun, checkpoint: Path) -> None:
-    """Refuse a checkpoint that answers the prompts of the washed facts otherwise than the run's model did."""
+def _check_answers(run: FinishedRun, checkpoint: Path, may_differ: float) -> None:
+    """Refuse a checkpoint that answers more than a share of the prompts otherwise than the run's model did."""
     settings, prompting = run.config["model"], run.config["prompting"]
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     model = load(checkpoint, dtype=settings.dtype)
@@ -84,7 +92,7 @@ def _check_answers(run: FinishedRun, checkpoint: Path) -> None:
     pairs = zip(rows, answers, strict=True)
     others = [(row, answer) for row, answer in pairs if answer != row["answer_after"]]
     log.info("%d of %d answers are those of the run", len(rows) - len(others), len(rows))
-    if len(others) > ROUNDING * len(rows):
+    if len(others) > may_differ * len(rows):
         row, answer = others[0]
         raise LawError(
             f"The checkpoint answers {len(others)} of {len(rows)} prompts otherwise than the run did: {shortened(answer)!r} to "

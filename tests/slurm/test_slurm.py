@@ -14,7 +14,7 @@ import pytest
 from cluster import answer, cluster, wait_until
 from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
-from whole_runs import ROOT, runs_of, wash
+from whole_runs import MANY_RUNS, ROOT, runs_of, wash
 
 from law.reporting.loading import load_sweep
 
@@ -29,16 +29,6 @@ pytestmark = [
 
 JOB = {"partition": "main", "gpus_per_node": "null", "cpus_per_task": "1", "mem_gb": "1", "timeout_min": "10"}
 """What a job of the small cluster gets."""
-
-SWEEP = [
-    "-m",
-    "name=jobs",
-    "tracker=none",
-    "seed=0,1",
-    "method=gradient_ascent",
-    "method.learning_rate=1e-6,1e-5",
-]
-
 
 def scores_of(folder: Path) -> dict[str, dict[str, float]]:
     """The metrics of each run, less times."""
@@ -66,8 +56,9 @@ def test_a_sweep_on_slurm_with_a_job_killed_and_queued_again_gives_the_complete_
     command = [
         sys.executable,
         str(ROOT / "experiments" / "wash.py"),
-        *SWEEP,
+        *MANY_RUNS,
         *inputs,
+        "name=jobs",
         "hydra/launcher=slurm",
         *launcher,
     ]
@@ -84,14 +75,14 @@ def test_a_sweep_on_slurm_with_a_job_killed_and_queued_again_gives_the_complete_
             jobs = answer(["squeue", "-h", "-t", "running", "-o", "%i"], environment).split()
             assert jobs, (tmp_path / "said").read_text()
             subprocess.run(["scontrol", "requeue", jobs[0]], env=environment, check=True)
-            assert sweep.wait(300) == 0, (tmp_path / "said").read_text()
+            assert sweep.wait(1200) == 0, (tmp_path / "said").read_text()
             told = answer(["scontrol", "show", "job", jobs[0]], environment)
         finally:
             sweep.kill()
     assert re.search(r"\bRestarts=1\b", told)
     loaded = load_sweep(folder)
-    assert (len(loaded.runs), loaded.missing, loaded.remarks) == (4, [], [])
+    assert (len(loaded.runs), loaded.missing, loaded.remarks) == (24, [], [])
 
-    done = wash(tmp_path, *[word.replace("name=jobs", "name=plain") for word in SWEEP], *inputs)
+    done = wash(tmp_path, *MANY_RUNS, *inputs, "name=plain")
     assert done.code == 0, done.message
     assert scores_of(folder) == scores_of(tmp_path / "outputs" / "plain")
