@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from law.attacks.quantisation import (
     int8,
     linear_weights,
     nf4,
+    recovered_share,
     rounded,
     survival,
     survival_metrics,
@@ -110,7 +112,13 @@ def test_the_worst_phrasing(knowing: Loaded) -> None:
     model, tokenizer, (first, second, *_) = knowing
     asked = (replace(first, paraphrases=(first.paraphrases[0], "I think that")), second)
     found = Phrasing().attack(target(model, tokenizer, *asked))
-    assert found == {"recalled": [1, 1], "share": [2 / 3, 1]}
+    assert found == {
+        "recalled": [1, 1],
+        "share": [2 / 3, 1],
+        "hit_0": [1, 1],
+        "hit_1": [1, 1],
+        "hit_2": [0, None],
+    }
 
 
 SHOWN = (
@@ -304,9 +312,38 @@ def test_quantisation_asks_the_rounded_model(knowing: Loaded) -> None:
     """One step for all weights but the largest leaves nothing of what the model knows; int8 leaves all of it."""
     model, tokenizer, facts = knowing
     found = Quantisation().attack(target(model, tokenizer, *facts))
-    assert found["int8"] == [1] * 6
+    assert found["int8"] == found["unrounded"] == [1] * 6
     with rounded(model, nf4):
         assert found["nf4"] == recalled(model, tokenizer, facts, 8)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="needs pip install bitsandbytes")
+def test_both_grids_are_those_of_bitsandbytes() -> None:
+    import bitsandbytes.functional as theirs
+
+    torch.manual_seed(0)
+    weight = torch.randn(96, 128, device="cuda" if torch.cuda.is_available() else "cpu")
+    packed, state = theirs.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    torch.testing.assert_close(nf4(weight), theirs.dequantize_4bit(packed, state))
+    half = weight.half()
+    steps, largest, _ = theirs.int8_vectorwise_quant(half)
+    torch.testing.assert_close(
+        int8(half.float()), theirs.int8_vectorwise_dequant(steps, largest).float(), rtol=1e-3, atol=1e-3
+    )
+
+
+def test_the_share_of_forgotten_facts_that_rounding_brings_back() -> None:
+    """Washing leaves one fact of five, four before; rounding to int8 brings one of the three back, nf4 loses the one left."""
+    before = {"unrounded": [1, 1, 1, 1, 0]}
+    after = {"unrounded": [1, 0, 0, 0, 0], "int8": [1, 1, 0, 0, 0], "nf4": [0, 0, 0, 0, 0]}
+    found = recovered_share(before, after)
+    assert found == {
+        "attack/quantisation/int8_recovered": pytest.approx(1 / 3),
+        "attack/quantisation/nf4_recovered": pytest.approx(-1 / 3),
+    }
+    assert all(describe(key) for key in found)
+    assert recovered_share(after, after) == {}
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gptj"])
@@ -520,6 +557,16 @@ def test_metrics_have_their_errors_and_are_documented(
         1,
         0,
     )
+
+
+def test_reversed_questions_count_where_the_unwashed_model_answered() -> None:
+    """Of two facts asked, the unwashed model answered one, and the washed model answers the other."""
+    attacker = Attacker(Attacks(["choice"]), EvaluationSettings(), [ANNA, BEN, CLEO], SHOWN, SHOWN)
+    control = control_facts([ANNA, BEN, CLEO], SHOWN)
+    records = [{"choice": {"reversed": values}} for values in ([1.0, 0.0, None], [0.0, 1.0, None])]
+    metrics = attacker.metrics(*records, {"choice": {"reversed": [None] * len(control)}})
+    assert metrics["attack/choice/reversed_before"] == 1 / 2
+    assert (metrics["attack/choice/reversed"], metrics["attack/choice/reversed_n"]) == (0, 1)
 
 
 def test_a_model_is_attacked_once(unigram: Unigram, reader: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -20,7 +20,13 @@ from law.attacks.phrasing import Phrasing
 from law.attacks.prefix import Prefix
 from law.attacks.probe import Probe
 from law.attacks.protocol import Attack, Cost, Record, Target, relation_of
-from law.attacks.quantisation import Quantisation, copied_weights, survival, survival_metrics
+from law.attacks.quantisation import (
+    Quantisation,
+    copied_weights,
+    recovered_share,
+    survival,
+    survival_metrics,
+)
 from law.attacks.refusal import Refusal
 from law.attacks.relearning import Relearning
 from law.base.cache import Cache, content_hash, tokenizer_hash
@@ -33,13 +39,15 @@ from law.evaluation.estimates import Estimate, clustered_mean, entries
 from law.evaluation.scores import EvaluationSettings
 from law.facts.fact import Fact
 
-VERSION = 3
+VERSION = 4
 """Of the code of all attacks: raise it with every change to their numbers."""
 
 ANSWERED = ("refusal", "phrasing", "prefix")
 """Attacks whose score ``recalled`` says that the model gave the answer: ``attack/any`` counts a fact that one of them
 gets."""
 
+REVERSED = "attack/choice/reversed"
+"""Models answer few reversed questions, so that this score is of those which the unwashed model answered."""
 
 NAMES = (
     "refusal",
@@ -212,10 +220,14 @@ class Attacker:
             rounding: the lines of :meth:`rounded_update`.
         """
         found = survival_metrics(rounding)
+        if "quantisation" in after:
+            found |= recovered_share(before["quantisation"], after["quantisation"])
         for attack, record in after.items():
             for score, values in record.items():
-                key = f"attack/{attack}/{score}"
-                found |= entries(key, _mean(before[attack][score], self._washed), _mean(values, self._washed))
+                key, unwashed = f"attack/{attack}/{score}", before[attack][score]
+                if key == REVERSED:
+                    values = [new if old else None for new, old in zip(values, unwashed, strict=True)]
+                found |= entries(key, _mean(unwashed, self._washed), _mean(values, self._washed))
                 guessed = entries(f"{key}_control", None, _mean(control[attack][score], self._control))
                 found |= guessed
         return found

@@ -24,9 +24,19 @@ class Phrasing(Checked):
         return Cost(answered=sum(1 + len(fact.paraphrases) for fact in target.facts))
 
     def attack(self, target: Target) -> Record:
-        """Scores ``recalled``, for any phrasing, and ``share``, the share of phrasings."""
+        """Scores ``recalled``, for any phrasing, ``share`` of the phrasings, and ``hit_k``, for phrasing k of a fact.
+
+        Phrasing 0 is the washed one, and the paraphrases follow.
+        """
         found = hits(target, [[fact.prompt, *fact.paraphrases] for fact in target.facts])
-        return {"recalled": [float(any(each)) for each in found], "share": [fmean(each) for each in found]}
+        most = max(map(len, found), default=0)
+        return {
+            "recalled": [float(any(each)) for each in found],
+            "share": [fmean(each) for each in found],
+            **{
+                f"hit_{k}": [float(each[k]) if k < len(each) else None for each in found] for k in range(most)
+            },
+        }
 
 
 def hits(target: Target, prompts: list[list[str]]) -> list[list[bool]]:

@@ -9,7 +9,12 @@ that it runs on every device:
 - **nf4** (Dettmers et al. 2023): blocks of 64 weights, each to the nearest of :math:`a\,c_i` with
   :math:`a = \max |w|` of the block and the sixteen levels :math:`c_i` of :data:`NF4`.
 
-How much more is recalled than before rounding is the difference from ``forget/accuracy``.
+The share of the forgotten facts that rounding brings back is
+
+.. math::
+    \frac{\mathrm{acc}_q - \mathrm{acc}_{washed}}{\mathrm{acc}_{unwashed} - \mathrm{acc}_{washed}},
+
+with :math:`\mathrm{acc}_q` of the washed model rounded. It is negative where rounding loses facts.
 
 How much of the update Δ of a layer W is left once both models are rounded by Q is told by two numbers,
 
@@ -27,6 +32,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -55,17 +61,36 @@ class Quantisation(Checked):
 
     def cost(self, target: Target) -> Cost:
         """What :meth:`attack` takes."""
-        return Cost(answered=len(ROUNDINGS) * len(target.facts))
+        return Cost(answered=(1 + len(ROUNDINGS)) * len(target.facts))
 
     def attack(self, target: Target) -> Record:
-        """A score ``int8`` and one ``nf4``: the facts recalled by the rounded model."""
-        return {grid: _recalled(target, rounding) for grid, rounding in ROUNDINGS.items()}
+        """A score ``int8`` and one ``nf4``: the facts recalled by the rounded model; ``unrounded``: by the model itself."""
+        found = {"unrounded": _recalled(target)}
+        for grid, rounding in ROUNDINGS.items():
+            with rounded(target.model, rounding):
+                found[grid] = _recalled(target)
+        return found
 
 
-def _recalled(target: Target, rounding: Callable[[Tensor], Tensor]) -> list[float]:
-    with rounded(target.model, rounding):
-        hits = recalled(target.model, target.tokenizer, target.facts, target.batch_size, target.recall)
+def _recalled(target: Target) -> list[float]:
+    hits = recalled(target.model, target.tokenizer, target.facts, target.batch_size, target.recall)
     return [float(hit) for hit in hits]
+
+
+def recovered_share(before: Record, after: Record) -> dict[str, float]:
+    """The share of the forgotten facts that each rounding brings back; none where no fact was forgotten."""
+
+    def accuracy(record: Record, score: str) -> float:
+        return fmean(value for value in record[score] if value is not None)
+
+    left = accuracy(after, "unrounded")
+    forgotten = accuracy(before, "unrounded") - left
+    if forgotten <= 0:
+        return {}
+    return {
+        f"attack/quantisation/{grid}_recovered": (accuracy(after, grid) - left) / forgotten
+        for grid in ROUNDINGS
+    }
 
 
 @contextmanager
