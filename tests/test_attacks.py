@@ -117,7 +117,8 @@ def test_the_worst_phrasing(knowing: Loaded) -> None:
         "share": [2 / 3, 1],
         "hit_0": [1, 1],
         "hit_1": [1, 1],
-        "hit_2": [0, None],
+        "hit_2": [0, 1],
+        "hit_3": [None, 1],
     }
 
 

@@ -21,7 +21,7 @@ from law.decoders import gguf_writing
 from law.decoders.gguf_writing import CONVERTER, GGUFType, write_gguf
 from law.runs.exporting import export_run
 
-HALF = dict.fromkeys(BLOCK.values() - {"attn_norm", "ffn_norm"}, gguf.GGMLQuantizationType.F16)
+HALF = dict.fromkeys({*BLOCK.values()} - {"attn_norm", "ffn_norm"}, gguf.GGMLQuantizationType.F16)
 
 
 @pytest.fixture
