@@ -37,7 +37,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Answers(BaseHTTPRequestHandler):
-    """As much of a W&B server as it takes to begin a run."""
+    """As much of a W&B server as it takes to begin a run and to upload one."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -49,6 +49,8 @@ class Answers(BaseHTTPRequestHandler):
             run = {"id": "r", "name": asked["variables"]["name"], "displayName": "r", "project": project}
             run |= {"description": "", "config": "{}", "sweepName": None, "historyLineCount": 0}
             data = {"upsertBucket": {"bucket": run, "inserted": True}}
+        if "createRunFiles" in asked.get("query", ""):
+            data = {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": []}}
         answer = json.dumps({"data": data}).encode()
         self.send_response(200)
         self.send_header("Content-Type", "application/json")
