@@ -69,7 +69,7 @@ class TargetSettings(Checked):
     clamp: Positive = 0.75
     stop_below: NonNegative = 0.05
     batch_size: Count | None = field(default=None, metadata=SAME_RESULTS)
-    shard: Count = field(default=1024, metadata=SAME_RESULTS)
+    shard: Count = field(default=256, metadata=SAME_RESULTS)
 
     def reached(self, loss: Tensor, likeliest: Tensor) -> Tensor:
         """Which facts take no further step, (n), by their loss (n) and the number of evaluations so far, (n), at which
