@@ -331,7 +331,8 @@ def test_both_grids_are_those_of_bitsandbytes() -> None:
     steps, largest, _ = theirs.int8_vectorwise_quant(half)
     off = (int8(half.float()) - theirs.int8_vectorwise_dequant(steps, largest).float()).abs()
     step = half.float().abs().amax(1, keepdim=True) / 127
-    assert (off <= 1.01 * step).all() and (off > 0.01 * step).float().mean() < 1e-3  # theirs divides in float16
+    others = (off > 0.01 * step).float().mean()  # theirs divides in float16
+    assert (off <= 1.01 * step).all() and others < 1e-3
 
 
 def test_the_share_of_forgotten_facts_that_rounding_brings_back() -> None:

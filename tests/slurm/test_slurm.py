@@ -30,6 +30,7 @@ pytestmark = [
 JOB = {"partition": "main", "gpus_per_node": "null", "cpus_per_task": "1", "mem_gb": "1", "timeout_min": "10"}
 """What a job of the small cluster gets."""
 
+
 def scores_of(folder: Path) -> dict[str, dict[str, float]]:
     """The metrics of each run, less times."""
     metrics = {run.name: json.loads((run / "metrics.json").read_text()) for run in runs_of(folder)}
