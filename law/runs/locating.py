@@ -49,7 +49,8 @@ class LocateSettings(Checked):
         known: how many known facts are looked for in the data set.
         traced: how many of the known facts are traced.
         samples: draws of the noise for each traced fact.
-        window: blocks whose MLPs or attentions are put back together in noise tracing (10 in ROME).
+        window: blocks whose MLPs or attentions are put back together in noise tracing. ``null``: a third of all, and 10, as in
+            ROME, at most. A window of nearly all blocks says the same of every layer.
         wash: known facts washed in each trial.
         keep: other known facts, which measure what each trial keeps.
         candidates: how many layers are tried as the last edited layer.
@@ -66,7 +67,7 @@ class LocateSettings(Checked):
     known: Count = 200
     traced: Count = 60
     samples: Count = 3
-    window: Count = 10
+    window: Count | None = None
     wash: Count = 50
     keep: Count = 50
     candidates: Count = 3
@@ -157,7 +158,7 @@ def trace(
             exchanged.pairs,
             FEW,
         )
-    traced = facts[: settings.traced]
+    traced, window = facts[: settings.traced], settings.window or min(10, max(1, len(decoder.blocks) // 3))
     if len(traced) < FEW:
         log.warning("the noise tracing rests on %d facts, fewer than %d", len(traced), FEW)
     block, mlp, attention = (
@@ -166,7 +167,7 @@ def trace(
             tokenizer,
             traced,
             kind,
-            settings.window,
+            window,
             settings.samples,
             settings.seed,
             settings.batch_size,
