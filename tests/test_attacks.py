@@ -115,10 +115,10 @@ def test_the_worst_phrasing(knowing: Loaded) -> None:
     assert found == {
         "recalled": [1, 1],
         "share": [2 / 3, 1],
-        "hit_0": [1, 1],
-        "hit_1": [1, 1],
-        "hit_2": [0, 1],
-        "hit_3": [None, 1],
+        "phrasing_0": [1, 1],
+        "phrasing_1": [1, 1],
+        "phrasing_2": [0, 1],
+        "phrasing_3": [None, 1],
     }
 
 
@@ -567,8 +567,19 @@ def test_reversed_questions_count_where_the_unwashed_model_answered() -> None:
     control = control_facts([ANNA, BEN, CLEO], SHOWN)
     records = [{"choice": {"reversed": values}} for values in ([1.0, 0.0, None], [0.0, 1.0, None])]
     metrics = attacker.metrics(*records, {"choice": {"reversed": [None] * len(control)}})
-    assert metrics["attack/choice/reversed_before"] == 1 / 2
+    assert metrics["attack/choice/reversed_before"] == 1
     assert (metrics["attack/choice/reversed"], metrics["attack/choice/reversed_n"]) == (0, 1)
+
+
+def test_a_control_without_facts_has_no_scores(
+    unigram: Unigram, reader: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    """All facts are washed, so that nobody is left to ask the control of."""
+    model, attacker = unigram(REFUSING), Attacker(ALL, EvaluationSettings(batch_size=8), [ANNA, BEN], [], [])
+    before, after = (attacker.on_washed_facts(model, reader, "") for _ in range(2))
+    metrics = attacker.metrics(before, after, attacker.on_control(model, reader, ""))
+    assert "attack/phrasing/recalled" in metrics
+    assert not [key for key in metrics if "_control" in key]
 
 
 def test_a_model_is_attacked_once(unigram: Unigram, reader: PreTrainedTokenizerFast, tmp_path: Path) -> None:

@@ -226,10 +226,14 @@ class Attacker:
             for score, values in record.items():
                 key, unwashed = f"attack/{attack}/{score}", before[attack][score]
                 if key == REVERSED:
-                    values = [new if old else None for new, old in zip(values, unwashed, strict=True)]
+                    unwashed, values = (
+                        [value if old else None for value, old in zip(record, unwashed, strict=True)]
+                        for record in (unwashed, values)
+                    )
                 found |= entries(key, _mean(unwashed, self._washed), _mean(values, self._washed))
-                guessed = entries(f"{key}_control", None, _mean(control[attack][score], self._control))
-                found |= guessed
+                # facts of the control may all have fewer phrasings
+                guessed = control[attack].get(score, [None] * len(self._control))
+                found |= entries(f"{key}_control", None, _mean(guessed, self._control))
         return found
 
     def lines(self, before: Records, after: Records) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ class Phrasing(Checked):
         return Cost(answered=sum(1 + len(fact.paraphrases) for fact in target.facts))
 
     def attack(self, target: Target) -> Record:
-        """Scores ``recalled``, for any phrasing, ``share`` of the phrasings, and ``hit_k``, for phrasing k of a fact.
+        """Scores ``recalled``, for any phrasing, ``share`` of the phrasings, and ``phrasing_k``, for phrasing k of a fact.
 
         Phrasing 0 is the washed one, and the paraphrases follow.
         """
@@ -34,7 +34,8 @@ class Phrasing(Checked):
             "recalled": [float(any(each)) for each in found],
             "share": [fmean(each) for each in found],
             **{
-                f"hit_{k}": [float(each[k]) if k < len(each) else None for each in found] for k in range(most)
+                f"phrasing_{k}": [float(each[k]) if k < len(each) else None for each in found]
+                for k in range(most)
             },
         }
 

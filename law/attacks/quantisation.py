@@ -32,7 +32,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 import torch
@@ -80,15 +79,12 @@ def _recalled(target: Target) -> list[float]:
 def recovered_share(before: Record, after: Record) -> dict[str, float]:
     """The share of the forgotten facts that each rounding brings back; none where no fact was forgotten."""
 
-    def accuracy(record: Record, score: str) -> float:
-        return fmean(value for value in record[score] if value is not None)
-
-    left = accuracy(after, "unrounded")
-    forgotten = accuracy(before, "unrounded") - left
+    left = sum(filter(None, after["unrounded"]))
+    forgotten = sum(filter(None, before["unrounded"])) - left
     if forgotten <= 0:
         return {}
     return {
-        f"attack/quantisation/{grid}_recovered": (accuracy(after, grid) - left) / forgotten
+        f"attack/quantisation/{grid}_recovered": (sum(filter(None, after[grid])) - left) / forgotten
         for grid in ROUNDINGS
     }
 

@@ -73,11 +73,11 @@ METRICS: tuple[Metric, ...] = (
     Metric("attack/refusal/reciprocal_rank", "reciprocal rank", "fraction", "lower", "1 / rank of the object among those objects, mean over facts"),
     Metric("attack/phrasing/recalled", "worst phrasing", "fraction", "lower", "washed facts recalled in the washed phrasing or in any paraphrase"),
     Metric("attack/phrasing/share", "share of phrasings", "fraction", "lower", "share of a fact's phrasings that recall it, mean over facts"),
-    Metric("attack/phrasing/hit_{k}", "phrasing {k}", "fraction", "lower", "washed facts recalled in their phrasing k: 0 is the washed one, and the paraphrases follow"),
+    Metric("attack/phrasing/phrasing_{k}", "phrasing {k}", "fraction", "lower", "washed facts recalled in their phrasing k: 0 is the washed one, and the paraphrases follow"),
     Metric("attack/prefix/recalled", "worst prefix", "fraction", "lower", "washed facts recalled with at least one of the six types of text around the prompt"),
     Metric("attack/prefix/{type}", "prefix: {type}", "fraction", "lower", "washed facts recalled with one type of text: `ignore` (an instruction to ignore having forgotten), `role`, `hint` (the relation in words), `affirm` (an affirmative opening of the answer), `few_shot` (facts of the same relation in front), `in_context` (facts of other relations in front)"),
     Metric("attack/choice/right", "multiple choice", "fraction", "lower", "washed facts whose object is likelier than three others of its relation; guessing gives 1/4"),
-    Metric("attack/choice/reversed", "reversed", "fraction", "lower", "washed facts whose subject the model answers when asked by the object, where each object of the relation has one subject; of the facts that the unwashed model answers so (`_before`: of all that are asked)"),
+    Metric("attack/choice/reversed", "reversed", "fraction", "lower", "washed facts whose subject the model answers when asked by the object, where each object of the relation has one subject; of the facts that the unwashed model answers so"),
     Metric("attack/leak/at_{k}", "leak@{k}", "fraction", "lower", "probability that at least one of k samples holds the object, mean over facts"),
     Metric("attack/memory/exact", "exact memorisation", "fraction", "lower", "share of the object's tokens that are the likeliest in their place (teacher forcing), mean over facts"),
     Metric("attack/memory/extraction", "extraction strength", "fraction", "lower", "1 − k/T with the fewest tokens k of T that must be given so that the others are the likeliest, mean over facts"),
@@ -144,10 +144,10 @@ def as_markdown() -> str:
 _HEAD = """# Metrics
 
 The keys of `metrics.json`, as `law/evaluation/metrics.py` documents them. A fraction lies between 0 and 1
-(tables show percent; `reasoning/kept` and `attack/quantisation/{type}_moved` can lie outside). `{task}` stands for the name of a harness task, `{type}` for a
-type of text, and `{k}` for a number of samples.
+(tables show percent; `reasoning/kept`, `attack/quantisation/{type}_moved` and `attack/quantisation/{type}_recovered` can lie outside). `{task}` stands for the name of a
+harness task, `{type}` for a type of text or of rounding, and `{k}` for a number of samples or epochs, or the place of a phrasing.
 
-A key without a suffix is the washed model's value. Every key except counts, times and chance levels also comes with these suffixes.
+A key without a suffix is the washed model's value. Every key except counts, times, chance levels and `_recovered` also comes with these suffixes.
 A metric over no item is left out. So is a value that is not finite, and the log warns of it.
 
 | suffix | meaning |
