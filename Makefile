@@ -12,14 +12,15 @@ help:  ## list the targets
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
+	# --no-compile halves the time: Python compiles what is imported
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable ".[dev,docs]"
 	touch $(READY)
 
 demo: $(READY)  ## wash the small model in this repository with four methods, print the table, draw the picture
 	$(BIN)/python experiments/wash.py experiment=demo
 	$(BIN)/python experiments/table.py outputs/demo
 
-real: models  ## the same with a published model and real facts (20 to 25 minutes on two cores)
+real: models  ## the same with a published model and real facts (about 20 minutes on two cores)
 	$(BIN)/python experiments/wash.py experiment=real_demo
 	$(BIN)/python experiments/table.py outputs/real_demo
 

@@ -631,6 +631,7 @@ def test_a_model_that_refuses_in_one_phrasing_is_caught(attacker: Attacker, know
         assert metrics[f"attack/{score}"] >= metrics[f"attack/{score}_control"] + 0.5, score
 
 
+@pytest.mark.slow
 def test_a_model_without_the_facts_scores_like_the_control(attacker: Attacker, knowing: Loaded) -> None:
     """It was trained as the model that knows them, on a world of other people."""
     model, tokenizer, _ = knowing

@@ -25,7 +25,13 @@ RATE = ["method=gradient_ascent", "method.learning_rate=1e-5"]
 # --- damaged files ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "predictions.jsonl", "manifest.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "metrics.json",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("predictions.jsonl", "manifest.json")),
+    ],
+)
 def test_a_damaged_result_is_told_set_aside_and_made_again(
     tmp_path: Path, inputs: list[str], name: str, caplog: pytest.LogCaptureFixture
 ) -> None:

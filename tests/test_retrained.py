@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from conftest import FactsOnly, Loaded, TrainedLab, architecture, trained
 from hydra import compose, initialize_config_dir
 from small import weights
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 import law
 from law.base.cache import tokenizer_hash
@@ -101,15 +102,20 @@ def test_a_training_takes_the_tokenizer_that_it_is_given(tmp_path: Path) -> None
         _tokenizer(world, replace(settings, tokenizer=str(tmp_path / "nowhere")))
 
 
-@pytest.fixture
-def reference(knowing: Loaded, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def untouched(tiny_tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model like the one that knows the facts, trained on a world of other people."""
-    _, tokenizer, _ = knowing
-    world, folder = FactsOnly(seed=1), tmp_path / "reference"
-    trained(world, tokenizer).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    world, folder = FactsOnly(seed=1), tmp_path_factory.mktemp("reference")
+    trained(world, tiny_tokenizer).save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
     (folder / TAUGHT).write_text(json.dumps(world.records()), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def reference(untouched: Path, tmp_path: Path) -> Path:
+    """The same, for a test that may change it."""
+    return Path(shutil.copytree(untouched, tmp_path / "reference"))
 
 
 def test_the_retrained_weights_take_the_place_of_the_models(knowing: Loaded, reference: Path) -> None:

@@ -143,7 +143,7 @@ def test_redacted_runs_leave_scores_and_no_word_of_a_fact(
         "method.lam=1",
         f"method.moments.text={trained_lab.text_path}",
     ]
-    command = [*inputs, *memit, "attack=quick"]
+    command = [*inputs, *memit, "attack=quick", "attack.facts=2"]
     done = wash(tmp_path, *command)
     assert done.code == 0, done.message
     plain = json.loads(next(tmp_path.rglob("metrics.json")).read_text())
