@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from run_folders import column, rows_of, save, save_multirun
 
-from law.reporting.labels import labels
+from law.reporting.labels import common_settings, labels
 from law.reporting.loading import load_sweep
 from law.reporting.summary import write_csv
 from law.reporting.sweep import Missing, Setup, Sweep
@@ -55,6 +55,11 @@ def test_labels_show_what_differs_and_the_note_lists_the_rest() -> None:
         "All rows: dataset.keep=400, dataset.wash=20, evaluation.reasoning.limit=40. "
         "All rows of law: method.iterations=9. All rows of memit: method.initial.lam=3, method.search=true."
     ) in table.note
+
+
+def test_a_text_is_shown_without_what_hydras_grammar_escapes() -> None:
+    setup = Setup("m", "d", "law", (("prompting.system", r"Answer\,\ in\ one\ word."),))
+    assert common_settings([setup]) == ["All rows: prompting.system=Answer, in one word."]
 
 
 def test_settings_of_the_method_stand_first_in_a_label() -> None:

@@ -204,7 +204,7 @@ not models with different tokenizers.
 A model that guesses cannot lose reasoning. So a task counts for `reasoning/mean` only if the accuracy of the unwashed model exceeds the
 chance level $c$ by two standard errors of guessing, $2\sqrt{c(1-c)/n}$ with $n$ items. The mean is over the same tasks before
 and after washing. The log and `tasks_at_chance` in `manifest.json` name the other tasks; if no task is above chance,
-there is no mean. A task without a known chance level always counts.
+there is no mean. Where no chance level is known, $c$ is 0: such a task counts unless the unwashed model solves none of its items.
 
 A guess already scores $c$, so that half of an accuracy can be no reasoning at all. `reasoning/kept` corrects for it: the mean over the same tasks of
 $(a - c) / (a_0 - c)$, with $a_0$ the accuracy before washing. The balance takes this share.

@@ -135,14 +135,16 @@ def tasks_at_chance(unwashed: Mapping[str, Estimate], chance: Mapping[str, float
     """The tasks on which the unwashed model is not better than a random guess.
 
     With chance level c and n items, guessing has the standard error √(c (1 - c) / n). An accuracy must
-    exceed c by :data:`ABOVE_CHANCE` of these. A task without a known chance level is never listed.
+    exceed c by :data:`ABOVE_CHANCE` of these. Where no chance level is known, c is 0: a task of which the model solves
+    nothing is listed.
     """
-    return [
-        task
-        for task, level in chance.items()
-        if (score := unwashed[f"{task}/acc"]).value
-        <= level + ABOVE_CHANCE * math.sqrt(level * (1 - level) / score.n)
-    ]
+    guessed = []
+    for key, score in unwashed.items():
+        task, _, metric = key.rpartition("/")
+        level = chance.get(task, 0.0)
+        if metric == "acc" and score.value <= level + ABOVE_CHANCE * math.sqrt(level * (1 - level) / score.n):
+            guessed.append(task)
+    return guessed
 
 
 def mean_kept(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from law.base.errors import shortened
@@ -23,7 +24,7 @@ def labels(setups: Sequence[Setup]) -> dict[Setup, str]:
         hidden = {*_common(setups), *_common_of_method(setup, setups)}
         differing = [pair for pair in setup.settings if pair not in hidden]
         differing.sort(key=lambda pair: not of_method(pair))
-        shown = [f"{short[key]}={shortened(value)}" for key, value in differing]
+        shown = [f"{short[key]}={_shown(value)}" for key, value in differing]
         if UNKNOWN in dict(setup.origin).values():
             shown.append("earlier version")
         else:
@@ -44,8 +45,13 @@ def common_settings(setups: Sequence[Setup]) -> list[str]:
     for setup in setups:
         own = [pair for pair in _common_of_method(setup, setups) if pair not in common]
         groups[f"All rows of {setup.method}"] = own
-    texts = {who: ", ".join(f"{key}={shortened(value)}" for key, value in of) for who, of in groups.items()}
-    return [f"{who}: {text}." for who, text in texts.items() if text]
+    texts = {who: ", ".join(f"{key}={_shown(value)}" for key, value in of) for who, of in groups.items()}
+    return [f"{who}: {text.removesuffix('.')}." for who, text in texts.items() if text]
+
+
+def _shown(value: str) -> str:
+    """A value of an override without what Hydra's grammar escapes: spaces, commas and brackets of a text."""
+    return shortened(re.sub(r"\\(.)", r"\1", value))
 
 
 def _common(setups: Iterable[Setup]) -> list[Pair]:
