@@ -293,7 +293,7 @@ def test_the_papers_sweep_runs_on_the_lab() -> None:
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         config = compose("config", overrides=["experiment=paper"], return_hydra_config=True)
         methods = config.hydra.sweeper.params.method.split(",")
-        assert len(methods) == 15
+        assert len(methods) == 14
         for method in methods:
             overrides = ["experiment=paper", "model=lab", "dataset=lab", f"method={method}"]
             chosen = compose("config", overrides=overrides)
