@@ -31,7 +31,7 @@ METHODS = (
     "zerounlearn",
     "rmu",
     *TUNED,
-    *(f"{name} with LoRA" for name in ("gradient_ascent", "woh", "dpo")),
+    *(f"{name} with LoRA" for name in TUNED),
 )
 APART = 2e-3
 """The devices' weights may differ by this share of what washing moves. Rounding that an attention does in another
