@@ -37,9 +37,7 @@ def checkpoint(tmp_path: Path) -> Path:
 def written(checkpoint: Path, kind: GGUFType, folder: Path, converter: str = CONVERTER) -> Path:
     """The checkpoint that is read from the GGUF file of another checkpoint."""
     prompts = ["Ada Lovelace was born in", "the capital of France is"]
-    return write_gguf(
-        converter, checkpoint, folder / "a.gguf", kind, "small washed by law", prompts, folder / "scratch"
-    )
+    return write_gguf(converter, checkpoint, folder / "a.gguf", kind, "small washed by law", prompts)
 
 
 def convert_here(

@@ -7,12 +7,11 @@ run in every process. The harness runs in the first one. When a process fails, `
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
 from pathlib import Path
@@ -76,11 +75,19 @@ def _place() -> int:
         return 0
     path = Path(tempfile.gettempdir()) / f"law-accelerators-{os.getuid()}"
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)  # closing it would free the byte
-    for place in itertools.count():
-        with suppress(BlockingIOError, PermissionError):  # another process has this byte
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
-            return place
-    raise AssertionError
+    place = 0
+    while not _locked(file, place):
+        place += 1
+    return place
+
+
+def _locked(file: int, byte: int) -> bool:
+    """Lock one byte, unless another process has it."""
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, byte)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def rank() -> int:

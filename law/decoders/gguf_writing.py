@@ -32,7 +32,7 @@ class GGUFType(Enum):
 
 
 STEP = {
-    GGUFType.f32: 2.0**-22,  # some norms are stored with 1 added
+    GGUFType.f32: 0.0,
     GGUFType.f16: 2.0**-11,
     GGUFType.bf16: 2.0**-9,
     GGUFType.q8_0: 0.5 / 127 + 2.0**-11,  # half a step of a block of 32, and a step that is stored in float16
@@ -62,9 +62,8 @@ def write_gguf(
     kind: GGUFType,
     name: str,
     prompts: Sequence[str],
-    scratch: Path,
 ) -> Path:
-    """Write the checkpoint as ``file``; returns the checkpoint that transformers makes of it, inside ``scratch``.
+    """Write the checkpoint as ``file``; returns the checkpoint that transformers makes of it, in the same folder.
 
     Args:
         converter: from :func:`find_converter`.
@@ -73,7 +72,6 @@ def write_gguf(
         kind: how its matrices are stored.
         name: what the file says that the model is called.
         prompts: texts that both tokenizers must split alike.
-        scratch: a folder for the checkpoint that is made of the file.
 
     Raises:
         LawError: the converter fails, or the file does not hold the weights and the tokenizer of the checkpoint.
@@ -91,7 +89,7 @@ def write_gguf(
             f"{CONVERTER} wrote no {file.name} (exit status {done.returncode}): {last}. Expected an architecture and a "
             "tokenizer that llama.cpp knows."
         )
-    read = converted(file, scratch)
+    read = converted(file, file.parent)
     _compare_weights(checkpoint, read, STEP[kind])
     _compare_tokens(checkpoint, read, prompts)
     return read

@@ -53,7 +53,8 @@ def export_run(folder: Path, target: Path, gguf: GGUFType | None = None) -> None
         raise LawError(
             f"{target} is there already; expected a folder that is not. Remove it, or name another one with --to."
         )
-    converter, asked = find_converter() if gguf else "", _asked(run)
+    converter = find_converter() if gguf else ""
+    asked = _asked(run)
     model, tokenizer = run.load_unwashed()
     model = run.wash_again(model)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def _add_gguf(
     prompts = [row["prompt"] for row in asked]
     with TemporaryDirectory(dir=target.parent) as scratch:
         file = Path(scratch) / f"model-{kind.value}.gguf"
-        read = write_gguf(converter, target, file, kind, name, prompts, Path(scratch))
+        read = write_gguf(converter, target, file, kind, name, prompts)
         log.info("%s holds the checkpoint's weights, rounded to %s", file.name, kind.value)
         _check_answers(run, asked, read, MAY_DIFFER if kind is GGUFType.f32 else 1.0)
         file.replace(target / file.name)
@@ -101,12 +102,12 @@ def _check_answers(
     run: FinishedRun, asked: list[dict[str, Any]], checkpoint: Path, may_differ: float
 ) -> None:
     """Refuse a checkpoint that answers more than a share of the prompts otherwise than the run's model did."""
-    if not asked:
-        return
     settings, prompting = run.config["model"], run.config["prompting"]
     load: Callable[..., Any] = AutoModelForCausalLM.from_pretrained
     model = load(checkpoint, dtype=settings.dtype)
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    if not asked:
+        return
     # the prompts in the file have their examples already; what is left to take over is how a chat's turn ends
     _, reader = put(FactSplit([], []), tokenizer, replace(prompting, examples=0))
     answers = greedy_answers(
